@@ -1,0 +1,129 @@
+"""The Python interface: a trained encoder that embeds and classifies point clouds given as NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from openshape_jax import checkpoint, config, state
+from openshape_jax.augment import GRAY
+from openshape_jax.data import schema, vocabulary
+
+BATCH = 32  # most clouds embedded at once
+
+Points = np.ndarray | Sequence[np.ndarray]
+
+
+def load(path: str | Path) -> Model:
+    """See `openshape_jax.load`."""
+    weights, metadata, step = checkpoint.load_weights(path)
+    return Model(weights, metadata, step)
+
+
+class Model:
+    """An encoder with its metadata (architecture, text space, up axis, training data, version)."""
+
+    def __init__(self, weights: dict[str, Any], metadata: dict[str, Any], step: int):
+        self.metadata, self.step = metadata, step
+        self.config: config.ModelConfig = config.from_dict(metadata["model"], config.ModelConfig)
+        self.num_points = int(metadata["num_points"])
+        self._weights = jax.device_put(weights)
+        self._embed = jax.jit(state.make_embed(self.config))
+
+    def embed(self, points: Points, up: str = "z", seed: int = 0) -> np.ndarray:
+        """Unit vectors (B, D) float32, B = 1 for a single cloud.
+
+        Clouds are centred and scaled here, so any unit will do. One with more points than the model's
+        `num_points` is subsampled without replacement, one with fewer is repeated up to that number.
+        Without colour, grey 0.4 is used, as in training.
+
+        Args:
+          points: (N, 3) xyz or (N, 6) xyz rgb of one cloud, (B, N, 3|6) of several, or a sequence of
+            clouds of unequal length. Colours in [0, 1], or 0 to 255 where any exceeds 1.
+          up: the axis of `points` that points up, "z" or "y".
+          seed: of the subsampling; the same input and seed give the same embedding.
+
+        Raises:
+          ValueError: a wrong shape, no point, NaN or infinite coordinates, all points equal, colours
+            out of range, or an unknown `up`.
+        """
+        if up not in ("z", "y"):
+            raise ValueError(f"up is {up!r}; it must be 'z' or 'y'.")
+        prepared = [self._prepare(cloud, up, seed, i) for i, cloud in enumerate(_as_clouds(points))]
+        out = []
+        for first in range(0, len(prepared), BATCH):
+            part = prepared[first : first + BATCH]
+            size = 1 << (len(part) - 1).bit_length()  # powers of two: few programs to compile
+            part += [part[-1]] * (size - len(part))
+            xyz, rgb = (np.stack(x) for x in zip(*part, strict=True))
+            out.append(np.asarray(self._embed(self._weights, xyz, rgb)))
+        return np.concatenate([o[: min(BATCH, len(prepared) - k * BATCH)] for k, o in enumerate(out)])
+
+    def classify(self, points: Points, labels: Sequence[str], up: str = "z") -> np.ndarray:
+        """Probabilities over `labels`: (C,) for a single (N, 3|6) cloud, else (B, C); rows sum to 1.
+
+        They are the softmax of cosines with the labels' text vectors times the learnt logit scale.
+
+        Args:
+          labels: names that the vocabulary knows ("night stand", "wooden chairs" resolve too).
+
+        Raises:
+          UnknownLabel (a ValueError): lists the nearest known names. ValueError: as `embed`, or no label.
+        """
+        if isinstance(labels, str) or len(labels) == 0:
+            raise ValueError(f"labels is {labels!r}; give a list of at least one name.")
+        probabilities = softmax(self.scores(self.embed(points, up), labels))
+        single = isinstance(points, np.ndarray) and points.ndim == 2
+        return probabilities[0] if single else probabilities
+
+    def scores(self, embeddings: np.ndarray, labels: Sequence[str]) -> np.ndarray:
+        """(B, C) logits: cosines with the labels' text vectors times the learnt logit scale."""
+        return self.metadata["logit_scale"] * embeddings @ vocabulary.load().encode(list(labels)).T
+
+    def _prepare(self, cloud: np.ndarray, up: str, seed: int, index: int) -> tuple[np.ndarray, np.ndarray]:
+        if cloud.ndim != 2 or cloud.shape[1] not in (3, 6) or len(cloud) == 0:
+            raise ValueError(
+                f"cloud {index} has shape {cloud.shape}; expected (N, 3) xyz or (N, 6) xyz rgb with N >= 1."
+            )
+        try:
+            xyz = schema.to_unit_sphere(cloud[:, :3]).xyz
+        except ValueError as error:
+            raise ValueError(f"cloud {index}: {error}") from None
+        if up == "y":
+            xyz = np.stack([xyz[:, 0], -xyz[:, 2], xyz[:, 1]], 1)
+        rgb = np.full_like(xyz, GRAY)
+        if cloud.shape[1] == 6:
+            rgb = cloud[:, 3:].astype(np.float32)
+            if not np.isfinite(rgb).all() or rgb.min() < 0 or rgb.max() > 255:
+                raise ValueError(
+                    f"cloud {index} has colours from {rgb.min()} to {rgb.max()}; expected [0, 1] or 0 to 255."
+                )
+            rgb = rgb / 255 if rgb.max() > 1 else rgb
+        order = np.random.default_rng(seed).permutation(len(xyz))[: self.num_points]
+        order = np.resize(order, self.num_points)
+        return xyz[order], rgb[order]
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Row-wise softmax in float64, returned as float32."""
+    e = np.exp((logits - logits.max(-1, keepdims=True)).astype(np.float64))
+    return (e / e.sum(-1, keepdims=True)).astype(np.float32)
+
+
+def _as_clouds(points: Points) -> list[np.ndarray]:
+    if isinstance(points, np.ndarray) and points.dtype != object:
+        if points.ndim not in (2, 3):
+            raise ValueError(f"points has shape {points.shape}; expected (N, 3|6) or (B, N, 3|6).")
+        clouds = [points] if points.ndim == 2 else list(points)
+    else:
+        clouds = [np.asarray(cloud) for cloud in points]
+    if not clouds:
+        raise ValueError("points is empty; give at least one cloud.")
+    for index, cloud in enumerate(clouds):
+        if not np.issubdtype(cloud.dtype, np.number):
+            raise ValueError(f"cloud {index} has type {cloud.dtype}; expected numbers.")
+    return clouds

@@ -1,0 +1,182 @@
+"""Saving and restoring runs with orbax: the only file that imports it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from openshape_jax.config import Config, ConfigError, difference, to_dict
+from openshape_jax.state import TrainState, evaluated
+
+
+class CheckpointError(RuntimeError):
+    """No usable checkpoint, or one that could not be written; the message says what to do."""
+
+
+class Checkpoints:
+    """The checkpoints of a run directory: written in the background, complete or not there at all."""
+
+    def __init__(self, workdir: str | Path, keep: int = 3):
+        self.folder = Path(workdir).absolute() / "checkpoints"
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def save(self, state: TrainState, metadata: dict[str, Any], wait: bool = False) -> None:
+        """Writes `state` under its step; `metadata` (JSON types) describes the model.
+
+        Raises:
+          CheckpointError: the disk is full or the folder cannot be written. Earlier checkpoints stay.
+        """
+        step = int(state.step)
+        weights = jax.tree.map(np.asarray, evaluated(state))
+        scale = np.exp(np.asarray(state.params["logit_scale"], np.float64))
+        args = ocp.args.Composite(
+            state=ocp.args.PyTreeSave(state),
+            weights=ocp.args.PyTreeSave(_string_keys(weights)),
+            metadata=ocp.args.JsonSave({**metadata, "step": step, "logit_scale": float(scale)}),
+        )
+        try:
+            if step not in self._manager.all_steps():
+                self._manager.save(step, args=args)
+            if wait:
+                self._manager.wait_until_finished()
+        except OSError as error:
+            raise self._explain(error, step) from error
+        except ValueError as error:  # tensorstore reports a full disk as a ValueError
+            if "space" in str(error).lower() or "RESOURCE_EXHAUSTED" in str(error):
+                raise self._explain(OSError(errno.ENOSPC, str(error)), step) from error
+            raise
+
+    def _explain(self, error: OSError, step: int) -> CheckpointError:
+        why = "the disk is full" if error.errno == errno.ENOSPC else str(error)
+        return CheckpointError(
+            f"the checkpoint of step {step} could not be written to {self.folder}: {why}. Earlier "
+            f"checkpoints ({self._manager.all_steps() or 'none'}) are intact: free some space and start "
+            "the same command again."
+        )
+
+    def restore(self, like: TrainState) -> TrainState | None:
+        """The newest state that can be read, or None when there is no checkpoint at all.
+
+        A damaged checkpoint is reported loudly, removed from the list and the one before it is used.
+
+        Raises:
+          CheckpointError: there are checkpoints but none can be read.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        for step in steps:
+            try:
+                args = ocp.args.PyTreeRestore(shapes, restore_args=ocp.checkpoint_utils.construct_restore_args(shapes))
+                state = self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
+            except Exception as error:  # noqa: BLE001 - any damage means: try the one before
+                logging.warning("checkpoint %s of step %d is damaged (%s)", self.folder, step, _first_line(error))
+                print(f"WARNING: the checkpoint of step {step} cannot be read ({_first_line(error)}); using the one before it.")
+                self._set_aside(step)
+                continue
+            return state
+        if steps:
+            raise CheckpointError(
+                f"none of the checkpoints of {self.folder} (steps {steps}) can be read; they were renamed to "
+                "*.damaged. Start again in another --workdir, or remove this one."
+            )
+        return None
+
+    def _set_aside(self, step: int) -> None:
+        (self.folder / str(step)).rename(self.folder / f"{step}.damaged-{int(np.random.default_rng().integers(1 << 30))}")
+        self._manager.reload()
+
+    def latest(self) -> int | None:
+        """The step of the newest checkpoint."""
+        return self._manager.latest_step()
+
+    def close(self) -> None:
+        """Waits for writes in progress and stops the background threads."""
+        try:
+            self._manager.wait_until_finished()
+        finally:
+            self._manager.close()
+
+
+def load_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], int]:
+    """(weights, metadata, step) of the newest readable checkpoint of a run directory.
+
+    Only the encoder's evaluated parameters and statistics are read, neither optimizer nor data.
+
+    Args:
+      path: a run directory, its checkpoints folder, or one step's folder.
+
+    Raises:
+      CheckpointError: there is none, or none can be read.
+    """
+    folder = Path(path).absolute()
+    if (folder / "checkpoints").is_dir():
+        folder = folder / "checkpoints"
+    candidates = sorted((p for p in folder.glob("*") if p.name.isdigit()), key=lambda p: -int(p.name))
+    if folder.name.isdigit() and (folder / "weights").is_dir():
+        candidates = [folder]
+    if not candidates:
+        raise CheckpointError(
+            f"{path} holds no checkpoint: give a run directory (--workdir of a training run) or one step's "
+            "folder in its checkpoints/."
+        )
+    for candidate in candidates:
+        try:
+            with ocp.PyTreeCheckpointer() as reader:
+                shapes = reader.metadata(candidate / "weights").item_metadata.tree
+                args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), dict(shapes))
+                weights = reader.restore(candidate / "weights", restore_args=args)
+            metadata = json.loads((candidate / "metadata" / "metadata").read_text())
+        except Exception as error:  # noqa: BLE001
+            print(f"WARNING: {candidate} cannot be read ({_first_line(error)}); trying an older checkpoint.")
+            continue
+        return _int_keys(weights), metadata, int(candidate.name)
+    raise CheckpointError(f"none of the checkpoints in {folder} can be read; train again or use another run.")
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:200]
+
+
+def _string_keys(tree: Any) -> Any:
+    return {str(k): _string_keys(v) for k, v in tree.items()} if isinstance(tree, dict) else tree
+
+
+def _int_keys(tree: Any) -> Any:
+    """The inverse of `_string_keys`: list-like levels have integer keys in NNX's pure dicts."""
+    if not isinstance(tree, dict):
+        return tree
+    return {int(k) if k.isdigit() else k: _int_keys(v) for k, v in tree.items()}
+
+
+def claim_workdir(workdir: Path, config: Config) -> None:
+    """Writes config.json, or checks that the run already there has the same config.
+
+    Raises:
+      ConfigError: another config's run is there; shows every difference and the ways out.
+    """
+    path, new = workdir / "config.json", to_dict(config)
+    new.pop("resume")
+    if path.exists():
+        try:
+            old = json.loads(path.read_text())
+        except json.JSONDecodeError:
+            old = {"(unreadable)": path.read_text()[:80]}
+        lines = difference(old, new)
+        if lines and config.resume != "force":
+            raise ConfigError(
+                f"{workdir} holds a run with another config:\n  "
+                + "\n  ".join(lines)
+                + "\nUse another --workdir, or --config.resume=force (--resume=force) to go on with the new values."
+            )
+    workdir.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(".json.new")
+    fresh.write_text(json.dumps(new, indent=2))
+    fresh.replace(path)

@@ -1,0 +1,1 @@
+"""The `openshape` command, one file a verb."""

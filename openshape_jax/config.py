@@ -1,0 +1,323 @@
+"""The typed configuration of a run, and the reading of `--config.a.b=value` overrides.
+
+A config file is a short Python file with `get_config(variant: str = "") -> Config`. Every field has a
+default and a comment with its unit or source.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class ModelConfig:
+    """The encoder. `openshape_jax.models.pointbert.size(n)` gives the published sizes."""
+
+    name: str = "pointbert"
+    dim: int = 512  # token width
+    depth: int = 12  # transformer blocks
+    heads: int = 8  # of width 64 each, always
+    mlp_dim: int = 1536  # hidden width of a block's MLP
+    sa_dim: int = 256  # width of a patch feature
+    patches: int = 384  # centres chosen by farthest point sampling
+    radius: float = 0.2  # of a patch, in units of the unit sphere
+    nsample: int = 64  # points of a patch
+    embed_dim: int = 1280  # D: the width of the CLIP space
+    project: bool = True  # False: the class token is the embedding (demo B/32)
+    dtype: str = "float32"  # compute type; "bfloat16" pays on accelerators, not on CPUs
+    remat: bool = False  # recompute block activations in the backward pass to save memory
+
+
+@dataclass
+class DataConfig:
+    """What is read, and which targets are drawn."""
+
+    datasets: tuple[str, ...] = ("openshape_ensemble",)  # tfds builders, `name` or `name/config`
+    weights: tuple[float, ...] = ()  # of the mixture; empty: by number of shapes
+    split: str = "train"
+    data_dir: str = ""  # "": TFDS's default (TFDS_DATA_DIR or ~/tensorflow_datasets)
+    num_points: int = 10_000  # drawn without replacement from each stored cloud at every visit
+    text_sources: tuple[str, ...] = ()  # sources of texts to draw from, e.g. ("class", "synonym"); (): all
+    class_text_share: float = 0.0  # probability to take the class name whatever the other sources say
+    in_memory_limit: float = 2.0  # GB: sets whose training split is smaller are decoded once and kept
+    prefetch: int = 4  # batches read ahead by a thread
+
+
+@dataclass
+class AugmentConfig:
+    """On-device augmentation, in this order; the defaults are OpenShape's, extras are off."""
+
+    enabled: bool = True
+    dropout: float = 0.875  # a ratio u * dropout of points is replaced by point 0 (colour kept)
+    scale_low: float = 0.8
+    scale_high: float = 1.25
+    stretch: float = 0.0  # extra factor exp(U(-s, s)) per axis
+    shift: float = 0.1  # U(-shift, shift) per axis
+    tilt_sigma: float = 0.06  # rad, rotation about each axis
+    tilt_clip: float = 0.18  # rad
+    azimuth: float = 1.0  # share of a full turn about z: 1 is any heading
+    mirror: float = 0.0  # probability to mirror x
+    gray: float = 0.5  # probability that the whole cloud's colour becomes 0.4
+    noise_sigma: float = 0.0  # largest sigma of Gaussian coordinate noise; each cloud draws its own
+    partial: float = 0.0  # probability to keep only the points on one side of a random plane
+    sparse: float = 0.0  # probability to keep only a few distinct points (64 to N, log-uniform)
+
+
+@dataclass
+class LossConfig:
+    text_weight: float = 1.0
+    image_weight: float = 1.0
+    logit_scale: float = 14.28  # initial 1 / temperature (OpenShape)
+    class_aware: bool = False  # shapes of a batch that share a text target are all positives
+
+
+@dataclass
+class OptimConfig:
+    """AdamW; weight decay falls on every parameter, as in the original."""
+
+    learning_rate: float = 5e-4
+    weight_decay: float = 0.01
+    b1: float = 0.9
+    b2: float = 0.999
+    clip_norm: float = 0.0  # largest global gradient norm; 0: no clipping
+    schedule: str = "step"  # "step", "cosine" or "constant"
+    warmup_steps: int = 0
+    decay_rate: float = 0.967  # of "step": factor every decay_every steps
+    decay_every: int = 10_000
+    ema: float = 0.0  # decay of the moving average used for evaluation; 0: none
+
+
+@dataclass
+class EvalConfig:
+    datasets: tuple[str, ...] = ()  # tfds builders evaluated zero-shot on their test split
+    split: str = "test"
+    every: int = 0  # steps between evaluations during training; 0: only at the end
+    batch_size: int = 64
+    num_points: int = 10_000
+    report: bool = False  # write WORKDIR/report/index.html at the end
+
+
+@dataclass
+class Config:
+    seed: int = 0
+    steps: int = 100_000  # optimizer steps
+    batch_size: int = 200  # shapes of the global batch
+    log_every: int = 20  # steps between lines of metrics.jsonl
+    checkpoint_every: int = 1_000  # steps
+    checkpoints_kept: int = 3
+    resume: str = "auto"  # "force": go on although the workdir holds another config's run
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+
+class ConfigError(ValueError):
+    """A field that does not exist or a value of the wrong type; the message says what would fit."""
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The config as nested dicts of JSON types."""
+    return dataclasses.asdict(config, dict_factory=lambda kv: {k: list(v) if isinstance(v, tuple) else v for k, v in kv})
+
+
+def from_dict(values: dict[str, Any], cls: type = Config) -> Any:
+    """The config that `to_dict` wrote.
+
+    Raises:
+      ConfigError: an unknown field or a wrong type.
+    """
+    config = cls()
+    for name, value in values.items():
+        _require(config, name, name)
+        current = getattr(config, name)
+        if dataclasses.is_dataclass(current) and isinstance(value, dict):
+            setattr(config, name, from_dict(value, type(current)))
+        else:
+            setattr(config, name, _coerce(cls, name, tuple(value) if isinstance(value, list) else value, name))
+    return config
+
+
+def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
+    """The config with `path=value` overrides set, e.g. "optim.learning_rate=3e-4".
+
+    Tuples are given as comma-separated values: "data.datasets=primitives,sweethome3d".
+
+    Raises:
+      ConfigError: an unknown field (with close matches) or a value that does not parse.
+    """
+    for override in overrides:
+        path, sep, text = override.partition("=")
+        if not sep:
+            raise ConfigError(f"--config.{path} has no value; write --config.{path}=VALUE.")
+        *parents, leaf = path.split(".")
+        target: Any = config
+        for depth, parent in enumerate(parents):
+            _require(target, parent, ".".join(parents[: depth + 1]))
+            target = getattr(target, parent)
+        _require(target, leaf, path)
+        if dataclasses.is_dataclass(getattr(target, leaf)):
+            names = ", ".join(f"{path}.{f.name}" for f in dataclasses.fields(getattr(target, leaf)))
+            raise ConfigError(f"--config.{path} is a group of fields; set one of: {names}.")
+        setattr(target, leaf, _coerce(type(target), leaf, text, path))
+    return config
+
+
+def _require(target: Any, name: str, path: str) -> None:
+    known = [f.name for f in dataclasses.fields(target)] if dataclasses.is_dataclass(target) else []
+    if name in known:
+        return
+    prefix = path[: len(path) - len(name)]
+    everywhere = _all_paths(Config)
+    close = difflib.get_close_matches(name, known, 3, 0.6) or [
+        p for p in everywhere if p.rpartition(".")[2] in difflib.get_close_matches(name, [q.rpartition(".")[2] for q in everywhere])
+    ]
+    hint = " or ".join(c if "." in c else prefix + c for c in close[:3])
+    fields = f"Did you mean {hint}?" if hint else f"Fields: {', '.join(prefix + k for k in known)}."
+    raise ConfigError(f"the config has no field {path!r}. {fields}")
+
+
+def _all_paths(cls: type, prefix: str = "") -> list[str]:
+    paths = []
+    hints = typing.get_type_hints(cls)
+    for f in dataclasses.fields(cls):
+        kind = hints[f.name]
+        paths += _all_paths(kind, f"{prefix}{f.name}.") if dataclasses.is_dataclass(kind) else [prefix + f.name]
+    return paths
+
+
+def _coerce(cls: type, name: str, value: Any, path: str) -> Any:
+    kind = typing.get_type_hints(cls)[name]
+    try:
+        return _parse(kind, value)
+    except (ValueError, TypeError):
+        wanted = kind.__name__ if isinstance(kind, type) and not isinstance(kind, types.GenericAlias) else str(kind)
+        raise ConfigError(f"{path} is {value!r}, which is not of type {wanted}.") from None
+
+
+def _parse(kind: Any, value: Any) -> Any:
+    if typing.get_origin(kind) is tuple:
+        item = typing.get_args(kind)[0]
+        parts = [p for p in value.strip("()[]").split(",") if p.strip()] if isinstance(value, str) else value
+        return tuple(_parse(item, p.strip(" '\"") if isinstance(p, str) else p) for p in parts)
+    if kind is bool:
+        named = {"true": True, "1": True, "false": False, "0": False, True: True, False: False}
+        return named[value.lower() if isinstance(value, str) else value] if value in named or isinstance(value, str) and value.lower() in named else _fail()
+    if kind is int:
+        if isinstance(value, bool) or isinstance(value, float) and not value.is_integer():
+            _fail()
+        if isinstance(value, str):
+            return int(value.replace("_", ""))
+        return int(value)
+    if kind is float:
+        return _fail() if isinstance(value, bool) else float(value)
+    return value if isinstance(value, str) else _fail()
+
+
+def _fail() -> typing.NoReturn:
+    raise ValueError
+
+
+def validate(config: Config) -> Config:
+    """The same config, checked for values that could only fail later.
+
+    Raises:
+      ConfigError: names the field, the value and what is allowed.
+    """
+    m, d, o, e = config.model, config.data, config.optim, config.eval
+    positive = {
+        "steps": config.steps, "batch_size": config.batch_size, "log_every": config.log_every,
+        "checkpoint_every": config.checkpoint_every, "checkpoints_kept": config.checkpoints_kept,
+        "model.dim": m.dim, "model.depth": m.depth, "model.heads": m.heads, "model.mlp_dim": m.mlp_dim,
+        "model.patches": m.patches, "model.nsample": m.nsample, "model.radius": m.radius,
+        "model.embed_dim": m.embed_dim, "data.num_points": d.num_points,
+        "optim.learning_rate": o.learning_rate, "eval.batch_size": e.batch_size, "loss.logit_scale": config.loss.logit_scale,
+    }  # fmt: skip
+    for path, value in positive.items():
+        if not value > 0:
+            raise ConfigError(f"{path} is {value}; it must be positive.")
+    for path, value, allowed in (
+        ("model.dtype", m.dtype, ("float32", "bfloat16")),
+        ("optim.schedule", o.schedule, ("step", "cosine", "constant")),
+        ("resume", config.resume, ("auto", "force")),
+    ):
+        if value not in allowed:
+            raise ConfigError(f"{path} is {value!r}; allowed: {', '.join(allowed)}.")
+    if not d.datasets:
+        raise ConfigError("data.datasets is empty; name at least one data set.")
+    if d.weights and (len(d.weights) != len(d.datasets) or min(d.weights) <= 0):
+        raise ConfigError(f"data.weights {d.weights} must be one positive number for each of {d.datasets}.")
+    if d.num_points < m.patches:
+        raise ConfigError(f"data.num_points is {d.num_points} but model.patches {m.patches}; use at least as many points.")
+    if e.num_points < m.patches:
+        raise ConfigError(f"eval.num_points is {e.num_points} but model.patches {m.patches}; use at least as many points.")
+    if not 0 <= o.ema < 1:
+        raise ConfigError(f"optim.ema is {o.ema}; it must be in [0, 1), 0 for none.")
+    return config
+
+
+def load(path_and_variant: str, overrides: Sequence[str] = ()) -> Config:
+    """The Config of "FILE.py" or "FILE.py:variant", with overrides, validated.
+
+    Raises:
+      ConfigError: no such file, no `get_config` in it, an unknown variant or a bad override.
+    """
+    import importlib.util
+    from pathlib import Path
+
+    path, _, variant = path_and_variant.partition(":")
+    if not Path(path).is_file():
+        near = sorted(p.name for p in Path(path).parent.glob("*.py")) if Path(path).parent.is_dir() else []
+        raise ConfigError(f"--config={path}: no such file." + (f" There are: {', '.join(near)}." if near else ""))
+    spec = importlib.util.spec_from_file_location("openshape_config_file", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"{path} has no function get_config(variant).")
+    return validate(apply_overrides(module.get_config(variant), overrides))
+
+
+def difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Lines "path: old -> new" for every field that differs between two `to_dict` results."""
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+        a, b = old.get(key, "(absent)"), new.get(key, "(absent)")
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += difference(a, b, f"{prefix}{key}.")
+        elif a != b:
+            lines.append(f"{prefix}{key}: {a} -> {b}")
+    return lines
+
+
+def smoke(config: Config) -> Config:
+    """The same job as a one-minute run on the synthetic set: fewer points, patches, blocks and steps."""
+    config.steps, config.batch_size, config.log_every, config.checkpoint_every = 60, 16, 5, 30
+    config.data = dataclasses.replace(config.data, datasets=("primitives/tiny",), weights=(), num_points=512)
+    config.eval = dataclasses.replace(
+        config.eval, datasets=("primitives/tiny",), num_points=512, batch_size=16, every=0
+    )
+    m = config.model
+    config.model = dataclasses.replace(
+        m, dim=96, depth=2, heads=2, mlp_dim=192, sa_dim=64, patches=32, radius=0.35, nsample=32, embed_dim=512
+    )
+    config.optim = dataclasses.replace(config.optim, warmup_steps=min(config.optim.warmup_steps, 10))
+    return config
+
+
+def variant(config: Config, name: str) -> Config:
+    """The config itself for "" and its smoke run for "smoke".
+
+    Raises:
+      ConfigError: another variant.
+    """
+    if name not in ("", "smoke"):
+        raise ConfigError(f"unknown variant {name!r}; this config has: smoke.")
+    return smoke(config) if name else config

@@ -1,0 +1,92 @@
+"""The stream of training batches: a function of (seed, step), whatever the restarts or threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from openshape_jax.config import Config, DataConfig
+from openshape_jax.data import sources, targets
+
+
+def draw_points(record: dict[str, Any], num_points: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """{"xyz" (N, 3) uint16, "rgb" (N, 3) uint8}: points drawn without replacement, in random order.
+
+    A record with fewer points gives all of them in random order, repeated until there are N.
+    """
+    stored = sources.num_points_of(record)
+    order = rng.permutation(stored)[:num_points]
+    if stored < num_points:
+        order = np.resize(order, num_points)
+    return {"xyz": np.asarray(record["xyz"])[order], "rgb": np.asarray(record["rgb"])[order]}
+
+
+def _open(name: str, config: DataConfig) -> sources.Records:
+    records, _ = sources.open_split(name, config.split, config.data_dir)
+    if records.num_bytes > config.in_memory_limit * 1e9:
+        return records
+    kept = sources.InMemory(records)
+    useful = [i for i in range(len(kept)) if targets.has_target(kept[i], config)]
+    if not useful:
+        raise ValueError(
+            f"no shape of {name!r} has a text of data.text_sources {config.text_sources} or an image "
+            "feature: there is nothing to train on."
+        )
+    return sources.InMemory(kept, useful)
+
+
+def dataset(config: Config, host: int = 0, hosts: int = 1) -> Any:
+    """A grain MapDataset whose element `step` is this host's rows of the global batch of that step.
+
+    Rows: xyz, rgb (codes), text, has_text, text_id, text_ids, image, has_image.
+
+    Raises:
+      sources.DatasetMissing: a data set is not built. ValueError: nothing to train on.
+    """
+    import grain
+
+    opened = [_open(name, config.data) for name in config.data.datasets]
+    # Salted by the name, so that every data set has its own order.
+    parts = [
+        grain.MapDataset.source(records).seed(config.seed ^ targets.text_hash(name)).shuffle().repeat(None)
+        for name, records in zip(config.data.datasets, opened, strict=True)
+    ]
+    weights = config.data.weights or tuple(float(len(r)) for r in opened)
+    mixed = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, list(weights))
+    width = config.model.embed_dim
+    for name, records in zip(config.data.datasets, opened, strict=True):
+        _check_width(name, records[0], width)
+
+    def example(record: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        return {
+            **draw_points(record, config.data.num_points, rng),
+            **targets.choose(record, config.data, width, width, rng),
+        }
+
+    # Random choices come before the slice: they belong to the global stream, not to a host.
+    stream = mixed.seed(config.seed).random_map(example)
+    if hosts > 1:
+        stream = stream[host::hosts]
+    return stream.batch(config.batch_size // hosts, drop_remainder=True)
+
+
+def _check_width(name: str, record: dict[str, Any], width: int) -> None:
+    found = [t.feature.shape[-1] for t in record["texts"] if t.feature is not None]
+    if found and found[0] != width:
+        raise ValueError(
+            f"data set {name!r} has text features of width {found[0]} but model.embed_dim is {width}; "
+            f"set --config.model.embed_dim={found[0]}."
+        )
+
+
+def batches(config: Config, first_step: int, host: int = 0, hosts: int = 1) -> Iterator[dict[str, np.ndarray]]:
+    """The host's batches of steps `first_step`, `first_step` + 1, ... without end, read ahead by a thread.
+
+    Close the iterator (or let it be collected) to stop its thread.
+    """
+    import grain
+
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=config.data.prefetch)
+    return iter(dataset(config, host, hosts)[first_step:].to_iter_dataset(options))

@@ -1,0 +1,100 @@
+"""Opening built data sets: found by name, read as ArrayRecord, small ones kept in memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from openshape_jax.data import schema
+
+
+class DatasetMissing(FileNotFoundError):
+    """A data set that has not been built; the message says where it was looked for and what builds it."""
+
+
+class Records(Protocol):
+    """Random access to decoded records (see `schema.decode`)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+def data_root(data_dir: str | Path = "") -> Path:
+    """The folder that holds the data sets: `data_dir`, else TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    return Path(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+
+
+def find(name: str, data_dir: str | Path = "") -> Path:
+    """The newest built version's folder of the data set `name` (or "name/config").
+
+    Raises:
+      DatasetMissing: it is not there.
+    """
+    root = data_root(data_dir) / name
+    versions = [p.parent for p in root.glob("*/dataset_info.json")]
+    if not versions:
+        base = name.partition("/")[0]
+        raise DatasetMissing(
+            f"data set {name!r} is not built.\n"
+            f"  looked in: {root}\n"
+            f"  build it:  openshape data build {name}" + (f" --data_dir {data_dir}" if data_dir else "") + "\n"
+            f"  elsewhere: --config.data.data_dir=DIR or the environment variable TFDS_DATA_DIR\n"
+            f"  meanwhile: add :smoke to --config=FILE for a one-minute run on synthetic shapes"
+            + ("" if base == "primitives" else " (openshape data build primitives)")
+        )
+    return max(versions, key=lambda p: tuple(int(n) for n in p.name.split(".") if n.isdigit()))
+
+
+def open_split(name: str, split: str, data_dir: str | Path = "") -> tuple[TfdsRecords, Any]:
+    """(records, tfds DatasetInfo) of one split.
+
+    Raises:
+      DatasetMissing: not built. ValueError: no such split.
+    """
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(str(find(name, data_dir)))
+    if split not in builder.info.splits:
+        raise ValueError(f"data set {name!r} has no split {split!r}; it has {', '.join(builder.info.splits)}.")
+    return TfdsRecords(builder, split), builder.info
+
+
+class TfdsRecords:
+    """Decoded records of a split; the icon is left out unless asked for."""
+
+    def __init__(self, builder: Any, split: str, icons: bool = False):
+        import tensorflow_datasets as tfds
+
+        skip = {} if icons else {"icon"}
+        features = {k: True for k in builder.info.features if k not in skip}
+        self.num_bytes = builder.info.splits[split].num_bytes
+        self._source = builder.as_data_source(split, decoders=tfds.decode.PartialDecoding(features))
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return schema.decode(self._source[index])
+
+
+class InMemory:
+    """The records that pass `keep`, decoded once."""
+
+    def __init__(self, records: Records, indices: Sequence[int] | None = None):
+        self._records = [records[i] for i in (range(len(records)) if indices is None else indices)]
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._records[index]
+
+
+def num_points_of(record: dict[str, Any]) -> int:
+    """Stored points of a record."""
+    return int(np.shape(record["xyz"])[0])

@@ -1,0 +1,26 @@
+"""Turns expected errors into one readable message; anything else keeps its traceback."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+
+def explain(error: Exception) -> str | int:
+    """The message for `sys.exit`; re-raises what is not an expected error.
+
+    Expected are bad input (ValueError), files (OSError), checkpoints and interruptions. Set
+    OPENSHAPE_DEBUG=1 to see the traceback of those too.
+    """
+    from openshape_jax.checkpoint import CheckpointError
+    from openshape_jax.train import Interrupted
+
+    expected = (ValueError, OSError, FloatingPointError, CheckpointError, Interrupted)
+    if os.environ.get("OPENSHAPE_DEBUG") or not isinstance(error, expected):
+        raise error
+    if isinstance(error, Interrupted):
+        print(f"\n{error}")
+        return 130
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"error: the disk is full ({error.filename or error}). Free some space and start the same command again."
+    return f"error: {error}"

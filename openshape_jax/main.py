@@ -1,0 +1,66 @@
+"""Training from the command line.
+
+    python -m openshape_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
+
+Any field is overridden by --config.PATH=VALUE, e.g. --config.optim.learning_rate=3e-4; FILE:smoke is a
+one-minute run on synthetic shapes.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from absl import app, flags
+
+_CONFIG = flags.DEFINE_string("config", None, "FILE.py or FILE.py:variant that returns the Config.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; default runs/<config name>[-variant].")
+_RESUME = flags.DEFINE_enum("resume", "auto", ["auto", "force"], "force: go on with a changed config.")
+
+
+def split_argv(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(argv without config overrides, overrides "path=value") of --config.path=value or --config.path value."""
+    rest, overrides, arguments = [argv[0]], [], iter(argv[1:])
+    for argument in arguments:
+        body = argument.lstrip("-")
+        if argument.startswith("-") and body.startswith("config."):
+            body = body.removeprefix("config.")
+            overrides.append(body if "=" in body else f"{body}={next(arguments, '')}")
+        else:
+            rest.append(argument)
+    return rest, overrides
+
+
+def main(argv: Sequence[str], overrides: Sequence[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}; options are --config, --workdir, --resume.")
+    if not _CONFIG.value:
+        raise app.UsageError("--config is missing, e.g. --config=configs/quickstart.py")
+    from pathlib import Path
+
+    from openshape_jax import config as config_lib
+
+    file, _, variant = _CONFIG.value.partition(":")
+    workdir = _WORKDIR.value or f"runs/{Path(file).stem}" + (f"-{variant}" if variant else "")
+    try:
+        config = config_lib.load(_CONFIG.value, [*overrides, f"resume={_RESUME.value}"])
+        from openshape_jax import train
+        from openshape_jax.evals import summary
+
+        again = f"{sys.executable} -m openshape_jax.main {' '.join(sys.argv[1:])}"
+        train.run(config, workdir, again)
+        print(summary.table(workdir))
+    except Exception as error:  # noqa: BLE001 - expected errors end in one message, others in a traceback
+        from openshape_jax.errors import explain
+
+        sys.exit(explain(error))
+
+
+def entry() -> None:
+    """Parses flags and runs; the function behind `python -m openshape_jax.main`."""
+    rest, overrides = split_argv(sys.argv)
+    app.run(lambda argv: main(argv, overrides), argv=rest)
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,227 @@
+"""PointBERT, the point patch transformer of OpenShape (arXiv 2305.10764), in Flax NNX.
+
+A cloud becomes patches (farthest point sampling, ball query, a shared MLP with a max over each
+group), patches become tokens of a pre-norm transformer, and the class token is projected to the CLIP
+width. Constants follow the PyTorch original where Flax differs: LayerNorm and BatchNorm eps 1e-5,
+exact GELU, unbiased running variance, momentum 0.1, uniform +-1/sqrt(fan_in) initialisation.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from openshape_jax.config import ModelConfig
+from openshape_jax.ops import ball_query, farthest_point_sampling
+
+HEAD_DIM = 64  # always, whatever dim / heads
+NORM_EPS = 1e-5
+BN_MOMENTUM = 0.1  # torch's convention: new = 0.9 old + 0.1 batch
+
+
+def size(scaling: int | str, embed_dim: int = 1280) -> ModelConfig:
+    """The published size `scaling` (1 to 6, "demo_l14" or "demo_b32") of the paper's table.
+
+    Raises:
+      ValueError: an unknown size.
+    """
+    small = dict(patches=64, radius=0.40, nsample=256)
+    large = dict(radius=0.20, nsample=64, sa_dim=256)
+    table: dict[int | str, dict[str, Any]] = {
+        1: dict(dim=256, depth=6, heads=4, mlp_dim=1024, sa_dim=96, **small),
+        2: dict(dim=512, depth=6, heads=8, mlp_dim=1024, sa_dim=128, **small),
+        3: dict(dim=512, depth=12, heads=8, mlp_dim=1024, sa_dim=128, patches=128, radius=0.35, nsample=128),
+        4: dict(dim=512, depth=12, heads=8, mlp_dim=1536, patches=384, **large),
+        5: dict(dim=768, depth=12, heads=12, mlp_dim=2304, patches=512, **large),
+        6: dict(dim=768, depth=24, heads=12, mlp_dim=3072, patches=512, **large),
+        "demo_l14": dict(dim=512, depth=12, heads=8, mlp_dim=1024, sa_dim=128, **small),
+        "demo_b32": dict(dim=512, depth=12, heads=8, mlp_dim=1024, sa_dim=128, project=False, **small),
+    }
+    if scaling not in table:
+        raise ValueError(f"unknown PointBERT size {scaling!r}; known: {', '.join(map(str, table))}.")
+    fixed = {"demo_l14": 768, "demo_b32": 512}.get(str(scaling), embed_dim)
+    return ModelConfig(name="pointbert", embed_dim=fixed, **table[scaling])
+
+
+def _uniform(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int) -> Array:
+    bound = fan_in**-0.5  # torch's default for Linear and Conv, weight and bias alike
+    return jax.random.uniform(rngs.params(), shape, jnp.float32, -bound, bound)
+
+
+class Linear(nnx.Module):
+    """y = x W + b on the last axis, with leading axes flattened: XLA's CPU backward pass through
+    (B, T, C) takes twice as long as through (B·T, C)."""
+
+    def __init__(self, d_in: int, d_out: int, *, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(_uniform(rngs, (d_in, d_out), d_in))
+        self.bias = nnx.Param(_uniform(rngs, (d_out,), d_in))
+
+    def __call__(self, x: Float[Array, "... d_in"]) -> Float[Array, "... d_out"]:
+        return _dense(x, self.kernel[...], self.bias[...])
+
+
+class BatchNorm(nnx.Module):
+    """Normalisation over all rows of (R, C): torch's BatchNorm, statistics in float32.
+
+    Under jit over a sharded batch the statistics are those of the global batch.
+    """
+
+    def __init__(self, channels: int):
+        self.scale = nnx.Param(jnp.ones(channels))
+        self.bias = nnx.Param(jnp.zeros(channels))
+        self.mean = nnx.BatchStat(jnp.zeros(channels))
+        self.var = nnx.BatchStat(jnp.ones(channels))
+
+    def __call__(self, x: Float[Array, "R C"], train: bool) -> Float[Array, "R C"]:
+        if train:
+            x32 = x.astype(jnp.float32)
+            mean = x32.mean(0)
+            var = jnp.square(x32 - mean).mean(0)
+            rows = x.shape[0]
+            unbiased = var * (rows / max(rows - 1, 1))
+            self.mean[...] = (1 - BN_MOMENTUM) * self.mean[...] + BN_MOMENTUM * jax.lax.stop_gradient(mean)
+            self.var[...] = (1 - BN_MOMENTUM) * self.var[...] + BN_MOMENTUM * jax.lax.stop_gradient(unbiased)
+        else:
+            mean, var = self.mean[...], self.var[...]
+        gain = self.scale[...] * jax.lax.rsqrt(var + NORM_EPS)
+        return x * gain.astype(x.dtype) + (self.bias[...] - mean * gain).astype(x.dtype)
+
+
+class SetAbstraction(nnx.Module):
+    """Patch features: group, shared three-layer MLP, max over the group."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        widths = (9, 64, 64, config.sa_dim)
+        self.convs = nnx.List([Linear(a, b, rngs=rngs) for a, b in zip(widths, widths[1:], strict=False)])
+        self.norms = nnx.List([BatchNorm(b) for b in widths[1:]])
+
+    def __call__(
+        self, xyz: Float[Array, "B N 3"], rgb: Float[Array, "B N 3"], train: bool, start: Array | int = 0
+    ) -> tuple[Float[Array, "B S 3"], Float[Array, "B S C"]]:
+        c = self.config
+        starts = jnp.broadcast_to(jnp.asarray(start, jnp.int32), xyz.shape[:1])
+        xyz = xyz.astype(jnp.float32)
+
+        def group(points, colours, first):
+            centre = points[farthest_point_sampling(points, c.patches, first)]
+            members = ball_query(points, centre, c.radius, c.nsample)
+            near = jnp.concatenate([points, colours], 1)[members]
+            return centre, jnp.concatenate([near[..., :3] - centre[:, None], near], -1)
+
+        centres, grouped = jax.vmap(group)(xyz, rgb.astype(jnp.float32), starts)
+        x = jax.lax.stop_gradient(grouped).reshape(-1, 9).astype(c.dtype)
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = jax.nn.relu(norm(conv(x), train))
+        return centres, x.reshape(xyz.shape[0], c.patches, c.nsample, -1).max(2)
+
+
+class Transformer(nnx.Module):
+    """Pre-norm blocks whose parameters are stacked along a leading depth axis and scanned, so that
+    compile time does not grow with depth."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        depth, dim, inner, mlp = config.depth, config.dim, config.heads * HEAD_DIM, config.mlp_dim
+        self.norm1_scale = nnx.Param(jnp.ones((depth, dim)))
+        self.norm1_bias = nnx.Param(jnp.zeros((depth, dim)))
+        self.qkv = nnx.Param(_uniform(rngs, (depth, dim, 3 * inner), dim))
+        self.out_kernel = nnx.Param(_uniform(rngs, (depth, inner, dim), inner))
+        self.out_bias = nnx.Param(_uniform(rngs, (depth, dim), inner))
+        self.norm2_scale = nnx.Param(jnp.ones((depth, dim)))
+        self.norm2_bias = nnx.Param(jnp.zeros((depth, dim)))
+        self.up_kernel = nnx.Param(_uniform(rngs, (depth, dim, mlp), dim))
+        self.up_bias = nnx.Param(_uniform(rngs, (depth, mlp), dim))
+        self.down_kernel = nnx.Param(_uniform(rngs, (depth, mlp, dim), mlp))
+        self.down_bias = nnx.Param(_uniform(rngs, (depth, dim), mlp))
+
+    def __call__(self, tokens: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        weights = {k: v[...] for k, v in vars(self).items() if isinstance(v, nnx.Param)}
+        heads = self.config.heads
+
+        def block(x, w):
+            x = x + _attention(_layer_norm(x, w["norm1_scale"], w["norm1_bias"]), w, heads)
+            h = _dense(_layer_norm(x, w["norm2_scale"], w["norm2_bias"]), w["up_kernel"], w["up_bias"])
+            h = jax.nn.gelu(h, approximate=False)
+            return x + _dense(h, w["down_kernel"], w["down_bias"]), None
+
+        step = jax.checkpoint(block) if self.config.remat else block
+        return jax.lax.scan(step, tokens, weights)[0]
+
+
+def _dense(x: Array, kernel: Array, bias: Array | None = None) -> Array:
+    y = x.reshape(-1, x.shape[-1]) @ kernel.astype(x.dtype)
+    if bias is not None:
+        y = y + bias.astype(x.dtype)
+    return y.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+def _layer_norm(x: Array, scale: Array, bias: Array) -> Array:
+    x32 = x.astype(jnp.float32)
+    mean = x32.mean(-1, keepdims=True)
+    centred = x32 - mean
+    var = jnp.square(centred).mean(-1, keepdims=True)
+    return (centred * jax.lax.rsqrt(var + NORM_EPS) * scale + bias).astype(x.dtype)
+
+
+def _attention(x: Float[Array, "B T D"], w: dict[str, Array], heads: int) -> Float[Array, "B T D"]:
+    b, t, _ = x.shape
+    q, k, v = _dense(x, w["qkv"]).reshape(b, t, 3, heads, HEAD_DIM).transpose(2, 0, 3, 1, 4)
+    logits = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32) * HEAD_DIM**-0.5
+    weights = jax.nn.softmax(logits, axis=-1).astype(x.dtype)
+    mixed = jnp.einsum("bhqk,bhkd->bhqd", weights, v).transpose(0, 2, 1, 3).reshape(b, t, -1)
+    return _dense(mixed, w["out_kernel"], w["out_bias"])
+
+
+class PointBert(nnx.Module):
+    """Clouds (B, N, 3) with colours (B, N, 3) to embeddings (B, D) float32, not normalised."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.sa = SetAbstraction(config, rngs=rngs)
+        self.lift = Linear(config.sa_dim + 3, config.dim, rngs=rngs)
+        self.lift_scale = nnx.Param(jnp.ones(config.dim))
+        self.lift_bias = nnx.Param(jnp.zeros(config.dim))
+        self.cls_token = nnx.Param(jax.random.normal(rngs.params(), (config.dim,)))
+        self.transformer = Transformer(config, rngs=rngs)
+        if config.project:
+            self.proj = Linear(config.dim, config.embed_dim, rngs=rngs)
+        elif config.dim != config.embed_dim:
+            raise ValueError(f"without a projection embed_dim ({config.embed_dim}) must be dim ({config.dim}).")
+
+    def __call__(
+        self,
+        xyz: Float[Array, "B N 3"],
+        rgb: Float[Array, "B N 3"],
+        *,
+        train: bool = False,
+        start: Array | int = 0,
+    ) -> Float[Array, "B D"]:
+        """Embeddings (B, D) float32.
+
+        Args:
+          xyz: normalised to the unit sphere, shuffled (ball query takes the first hits).
+          rgb: in [0, 1].
+          train: batch statistics (updated) instead of the running ones in BatchNorm.
+          start: first index of farthest point sampling, one or (B,).
+
+        Raises:
+          ValueError: shapes do not fit, or fewer points than patches.
+        """
+        if xyz.ndim != 3 or xyz.shape[-1] != 3 or rgb.shape != xyz.shape:
+            raise ValueError(f"xyz {xyz.shape} and rgb {rgb.shape} must both be (B, N, 3).")
+        if xyz.shape[1] < self.config.patches:
+            raise ValueError(
+                f"xyz has {xyz.shape[1]} points; this PointBERT needs at least {self.config.patches} "
+                "(its number of patches): sample more."
+            )
+        centres, patch = self.sa(xyz, rgb, train, start)
+        tokens = self.lift(jnp.concatenate([centres.astype(patch.dtype), patch], -1))
+        tokens = _layer_norm(tokens, self.lift_scale[...], self.lift_bias[...])
+        cls = jnp.broadcast_to(self.cls_token[...].astype(tokens.dtype), (len(tokens), 1, tokens.shape[-1]))
+        out = self.transformer(jnp.concatenate([cls, tokens], 1))[:, 0]
+        return (self.proj(out) if self.config.project else out).astype(jnp.float32)

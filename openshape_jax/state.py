@@ -1,0 +1,109 @@
+"""The training state, and the pure functions on it: init, step, embed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from openshape_jax import losses, models, optim
+from openshape_jax.augment import augment, dequantize, unit_sphere
+from openshape_jax.config import Config, ModelConfig
+
+Batch = dict[str, Array]
+Metrics = dict[str, Array]
+
+
+@chex.dataclass(frozen=True)
+class TrainState:
+    """Everything that a step changes: a pytree, saved and restored as a whole."""
+
+    step: Array  # () int32, optimizer steps done
+    params: dict[str, Any]  # {"encoder": ..., "logit_scale": () the log of the factor on cosines}
+    stats: dict[str, Any]  # BatchNorm's running statistics
+    opt_state: optax.OptState
+    ema: dict[str, Any]  # moving average {"encoder", "stats"}; {} when optim.ema is 0
+
+
+def init(config: Config) -> TrainState:
+    """The state before the first step, a function of config.seed only."""
+    encoder, stats = models.split(models.build(config.model, nnx.Rngs(config.seed)))
+    log_scale = jnp.asarray(np.log(config.loss.logit_scale), jnp.float32)
+    params = {"encoder": encoder, "logit_scale": log_scale}
+    ema = jax.tree.map(jnp.copy, {"encoder": encoder, "stats": stats}) if config.optim.ema else {}
+    opt_state = optim.optimizer(config.optim, config.steps).init(params)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32), params=params, stats=stats, opt_state=opt_state, ema=ema
+    )
+
+
+def evaluated(state: TrainState) -> dict[str, Any]:
+    """{"encoder", "stats"} that evaluation uses: the moving average where there is one."""
+    return state.ema or {"encoder": state.params["encoder"], "stats": state.stats}
+
+
+def loss(
+    config: Config, params: dict[str, Any], stats: dict[str, Any], xyz: Array, rgb: Array, batch: Batch
+) -> tuple[Array, tuple[dict[str, Any], Metrics]]:
+    """(loss, (new statistics, metrics)) of a batch whose points are ready for the encoder.
+
+    Args:
+      batch: text (B, D), has_text (B,), image (B, D), has_image (B,), text_id (B,), text_ids (B, T).
+    """
+    emb, stats = models.apply(config.model, params["encoder"], stats, xyz, rgb, train=True)
+    scale = jnp.exp(params["logit_scale"])
+    shared = losses.shared_text(batch["text_id"], batch["text_ids"]) if config.loss.class_aware else None
+    text, text_top1 = losses.contrastive(emb, batch["text"], scale, batch["has_text"], shared)
+    image, image_top1 = losses.contrastive(emb, batch["image"], scale, batch["has_image"])
+    total = config.loss.text_weight * text + config.loss.image_weight * image
+    metrics = {
+        "loss": total, "text_loss": text, "image_loss": image, "text_top1": text_top1,
+        "image_top1": image_top1, "logit_scale": scale,
+    }  # fmt: skip
+    return total, (stats, metrics)
+
+
+def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The pure function (state, batch) -> (state, metrics) of one optimizer step; jit it with donation.
+
+    Augmentation is a function of (config.seed, step). `batch` adds to `loss`'s the stored points:
+    xyz (B, N, 3) uint16 and rgb (B, N, 3) uint8.
+    """
+    tx = optim.optimizer(config.optim, config.steps)
+    decay = config.optim.ema
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        xyz, rgb = augment(key, *dequantize(batch["xyz"], batch["rgb"]), config.augment)
+        grad_fn = jax.value_and_grad(lambda p: loss(config, p, state.stats, xyz, rgb, batch), has_aux=True)
+        (_, (stats, metrics)), grads = grad_fn(state.params)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if decay:
+            now = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
+            fresh = {"encoder": params["encoder"], "stats": stats}
+            ema = jax.tree.map(lambda old, new: old * now + new * (1 - now), ema, fresh)
+        metrics["grad_norm"] = optax.global_norm(grads)
+        new = TrainState(step=state.step + 1, params=params, stats=stats, opt_state=opt_state, ema=ema)
+        return new, metrics
+
+    return step
+
+
+def make_embed(config: ModelConfig) -> Callable[..., Float[Array, "B D"]]:
+    """The pure function (weights, xyz, rgb) -> unit embeddings (B, D); weights as `evaluated` gives."""
+
+    def embed(weights: dict[str, Any], xyz: Array, rgb: Array) -> Array:
+        xyz = jax.vmap(unit_sphere)(xyz)
+        out, _ = models.apply(config, weights["encoder"], weights["stats"], xyz, rgb)
+        return losses.normalize(out)
+
+    return embed

@@ -1,0 +1,54 @@
+"""Packaging of openshape_jax; tool settings are in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+scope: dict[str, str] = {}
+exec((here / "openshape_jax" / "version.py").read_text(), scope)
+
+JAX = "jax{extra}>=0.10,<0.13"
+
+setup(
+    name="openshape_jax",
+    version=scope["__version__"],
+    description="Open-world 3D shape understanding by contrastive alignment with CLIP, in JAX",
+    long_description=(here / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["openshape_jax*", "tfds_builders*"]),
+    package_data={"openshape_jax": ["assets/*"], "tfds_builders": ["*/*.csv", "*/*.md"]},
+    install_requires=[
+        JAX.format(extra=""),
+        "flax>=0.12.8,<0.13",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.12,<1",
+        "tensorflow-datasets>=4.9.9",
+        "grain>=0.2.12",
+        "transformers>=5",
+        "numpy>=2",
+        "chex>=0.1.90",
+        "absl-py>=2",
+        "jaxtyping>=0.3",
+        "trimesh>=4.6",
+        "pillow>=11",
+        "matplotlib>=3.9",
+        "tqdm>=4.66",
+        "tensorboardX>=2.6",
+    ],
+    extras_require={
+        "quickstart": ["scikit-learn>=1.5"],
+        "test": ["pytest>=8", "hypothesis>=6", "ruff==0.17.6", "pyright>=1.1.400", "scikit-learn>=1.5"],
+        "cuda": [JAX.format(extra="[cuda13]")],
+        "tpu": [JAX.format(extra="[tpu]")],
+    },
+    entry_points={"console_scripts": ["openshape = openshape_jax.cli.main:main"]},
+    classifiers=[
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+    ],
+)

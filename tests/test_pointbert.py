@@ -1,0 +1,122 @@
+"""PointBERT against the PyTorch original: outputs, gradients, five training steps, sizes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from openshape_jax import models, optim, state
+from openshape_jax.config import Config, ModelConfig
+from openshape_jax.models import pointbert
+from tests import torch_names
+
+
+@pytest.fixture(scope="module")
+def weights(golden):
+    w = torch_names.group(golden, "weights/")
+    return jax.tree.map(jnp.asarray, (torch_names.encoder(w), torch_names.stats(w)))
+
+
+def largest_difference(a, b) -> float:
+    return max(jax.tree.leaves(jax.tree.map(lambda x, y: float(np.abs(x - y).max()), a, b)))
+
+
+@pytest.mark.parametrize(("train", "name"), [(False, "out_eval"), (True, "out_train")])
+def test_outputs_of_the_original(golden, golden_model, weights, train, name):
+    out, _ = models.apply(golden_model, *weights, golden["xyz"], golden["rgb"], train=train)
+    np.testing.assert_allclose(out, golden[name], atol=1e-5)
+
+
+def test_parameter_tree_is_exactly_the_original_s(golden_model, weights):
+    params, stats = jax.eval_shape(lambda: models.split(models.build(golden_model, nnx.Rngs(0))))
+    assert jax.tree.map(jnp.shape, (params, stats)) == jax.tree.map(jnp.shape, weights)
+
+
+def test_five_training_steps_of_the_original(golden, golden_model, weights):
+    config = Config(model=golden_model)
+    config.optim.schedule = "constant"
+    rows = len(golden["xyz"])
+    batch = {
+        "text": golden["text_feat"], "has_text": golden["has_text"], "image": golden["image_feat"],
+        "has_image": np.ones(rows, bool), "text_id": np.arange(rows), "text_ids": np.arange(rows)[:, None],
+    }  # fmt: skip
+    params = {"encoder": weights[0], "logit_scale": jnp.float32(golden["logit_scale_log"][0])}
+    stats = weights[1]
+    tx = optim.optimizer(config.optim, 5)
+    opt_state = tx.init(params)
+
+    @jax.jit
+    def gradient(params, stats):
+        wanted = jax.value_and_grad(
+            lambda p: state.loss(config, p, stats, golden["xyz"], golden["rgb"], batch), has_aux=True
+        )
+        return wanted(params)
+
+    seen = []
+    for step in range(5):
+        (_, (stats, values)), grads = gradient(params, stats)
+        if step == 0:
+            expected = torch_names.encoder(torch_names.group(golden, "grad_step0/"))
+            assert largest_difference(grads["encoder"], expected) < 1e-5
+            assert abs(grads["logit_scale"] - golden["grad_logit"]) < 1e-5
+        updates, opt_state = tx.update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        seen.append([values["loss"], values["image_loss"], values["text_loss"]])
+    golden_losses = np.stack([golden["losses"], golden["image_losses"], golden["text_losses"]], 1)
+    np.testing.assert_allclose(seen, golden_losses, atol=1e-4)
+
+    final = torch_names.group(golden, "weights_step5/")
+    encoder, expected = params["encoder"], torch_names.encoder(final)
+    for i in range(3):  # biases before a BatchNorm have no gradient: Adam amplifies rounding noise there
+        del encoder["sa"]["convs"][i]["bias"], expected["sa"]["convs"][i]["bias"]
+    assert largest_difference(encoder, expected) < 1e-4
+    assert abs(float(params["logit_scale"]) - golden["logit_scale_log"][1]) < 1e-5
+    variances = [stats["sa"]["norms"][i]["var"] for i in range(3)]
+    expected = [torch_names.stats(final)["sa"]["norms"][i]["var"] for i in range(3)]
+    assert largest_difference(variances, expected) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("scaling", "millions"),
+    [(1, 5.10), (2, 13.35), (3, 25.95), (4, 32.33), (5, 72.07), (6, 171.3), ("demo_l14", 25.69), ("demo_b32", 25.30)],
+)
+def test_parameter_counts_of_the_paper(scaling, millions):
+    params, _ = jax.eval_shape(lambda: models.split(models.build(pointbert.size(scaling), nnx.Rngs(0))))
+    count = sum(np.prod(p.shape) for p in jax.tree.leaves(params)) / 1e6
+    assert abs(count - millions) < 0.051 if millions > 100 else abs(count - millions) < 0.0051
+
+
+def test_embedding_depends_neither_on_the_batch_nor_on_its_order(golden, golden_model, weights):
+    embed = jax.jit(state.make_embed(golden_model))
+    w = {"encoder": weights[0], "stats": weights[1]}
+    whole = embed(w, golden["xyz"], golden["rgb"])
+    np.testing.assert_allclose(np.linalg.norm(whole, axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(embed(w, golden["xyz"][::-1], golden["rgb"][::-1])[::-1], whole, atol=1e-6)
+    moved = golden["xyz"] * 8 + np.float32(16)
+    np.testing.assert_allclose(embed(w, moved, golden["rgb"]), whole, atol=1e-4)
+
+
+def test_rematerialisation_changes_nothing(golden, golden_model, weights):
+    def grads(config):
+        return jax.grad(
+            lambda p: models.apply(config, p, weights[1], golden["xyz"], golden["rgb"])[0].sum()
+        )(weights[0])
+
+    import dataclasses
+
+    again = dataclasses.replace(golden_model, remat=True)
+    assert largest_difference(grads(golden_model), grads(again)) < 1e-4
+
+
+def test_errors_name_value_and_fix(golden, golden_model, weights):
+    few = golden["xyz"][:, :20], golden["rgb"][:, :20]
+    with pytest.raises(ValueError, match="xyz has 20 points; this PointBERT needs at least 24"):
+        models.apply(golden_model, *weights, *few)
+    with pytest.raises(ValueError, match=r"must both be \(B, N, 3\)"):
+        models.apply(golden_model, *weights, golden["xyz"], golden["rgb"][:, :5])
+    with pytest.raises(ValueError, match="unknown PointBERT size 9; known: 1, 2"):
+        pointbert.size(9)
+    with pytest.raises(ValueError, match=r"embed_dim \(7\) must be dim \(8\)"):
+        models.build(ModelConfig(dim=8, embed_dim=7, project=False), nnx.Rngs(0))
