@@ -6,8 +6,13 @@ RUN := runs/quickstart
 
 .PHONY: quickstart test lint clean
 
+# Where no source of the real models is reachable, the synthetic set takes their place (data build says so).
 quickstart: $(VENV)/.quickstart
-	$(BIN)/openshape quickstart --workdir=$(RUN)
+	@set -e; config=configs/quickstart.py; \
+	$(BIN)/openshape data build primitives; \
+	$(BIN)/openshape data build sweethome3d --fallback primitives || \
+	  if [ $$? -eq 3 ]; then config=configs/quickstart.py:primitives; else exit 1; fi; \
+	$(BIN)/python -m openshape_jax.main --config=$$config --workdir=$(RUN)
 
 test: $(VENV)/.test lint
 	$(BIN)/python -m pytest

@@ -38,7 +38,11 @@ def main(argv: Sequence[str], overrides: Sequence[str]) -> None:
         raise app.UsageError("--config is missing, e.g. --config=configs/quickstart.py")
     from pathlib import Path
 
+    from absl import logging
+
     from openshape_jax import config as config_lib
+
+    logging.set_verbosity(logging.WARNING)  # orbax reports every file it writes
 
     file, _, variant = _CONFIG.value.partition(":")
     workdir = _WORKDIR.value or f"runs/{Path(file).stem}" + (f"-{variant}" if variant else "")

@@ -21,7 +21,7 @@ _IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TGA", "WEBP", "TIFF", "PPM")
 
 
 class Part(NamedTuple):
-    """Triangles with one source of colour; the sources are used in the order texture, points, faces, colour."""
+    """Triangles with one source of colour; of several sources the first is used."""
 
     vertices: np.ndarray  # (V, 3) float64
     faces: np.ndarray  # (F, 3) int, into vertices
@@ -119,7 +119,9 @@ def sample(
     if not np.isfinite(cumulative[-1]):
         raise ValueError("its coordinates are so large that areas overflow; rescale it first")
     if not cumulative[-1] > 0:
-        raise ValueError(f"its {len(areas)} triangles have no area; a surface is needed, or points as .ply or .npy")
+        raise ValueError(
+            f"its {len(areas)} triangles have no area; a surface is needed, or points as .ply or .npy"
+        )
     first = np.concatenate([[0], np.cumsum([len(p.faces) for p in parts])[:-1]])
 
     xyz, rgba = _draw(parts, cumulative, first, num_points, rng)
@@ -137,7 +139,7 @@ def image_array(image: Any) -> np.ndarray:
     """(H, W, 4) uint8 RGBA of an opened PIL image, at most `TEXTURE_SIDE` texels a side.
 
     Raises:
-      ValueError: it has no pixels or more than `MAX_IMAGE_PIXELS`, checked before it is decoded, or is damaged.
+      ValueError: it is damaged, or has no or too many pixels (`MAX_IMAGE_PIXELS`; checked before decoding).
     """
     width, height = image.size
     if not 0 < width * height <= MAX_IMAGE_PIXELS:

@@ -1,12 +1,15 @@
 """Wavefront OBJ and MTL as `Part`s, parsed with NumPy a whole file at a time.
 
-Why not trimesh here: its reader takes four times as long, reads indices that count from the end
-(-1) wrongly when vertices follow, and drops vertex colours when a material is named.
+Why not trimesh here: its reader takes 1.6 times as long without decoding textures (22.6 s against 13.9 s
+for 820 models of 9.9 M triangles), reads indices that count backwards (-1) wrongly when vertices follow,
+drops all texture coordinates of a material when one face lacks them, and drops vertex colours when a
+material is named.
 """
 
 from __future__ import annotations
 
 import posixpath
+import re
 import warnings
 from collections.abc import Callable
 from typing import NamedTuple
@@ -31,7 +34,9 @@ def _file_of(words: list[str], rest: str) -> str:
         return rest
     i = 0
     while i < len(words) - 1:
-        is_value = words[i] in ("on", "off") or words[i].lstrip("+-").replace(".", "", 1).replace("e-", "").isdigit()
+        is_value = (
+            words[i] in ("on", "off") or words[i].lstrip("+-").replace(".", "", 1).replace("e-", "").isdigit()
+        )
         if not (words[i].startswith("-") or is_value):
             break
         i += 1
@@ -108,7 +113,8 @@ class _Lines:
         change = np.zeros(len(self.bytes) + 1, np.int8)
         change[self.start[lines] + skip] += 1
         change[self.end[lines] + 1] -= 1
-        return self.bytes[np.cumsum(change[:-1], dtype=np.int8).view(bool)].tobytes()
+        text = self.bytes[np.cumsum(change[:-1], dtype=np.int8).view(bool)].tobytes()
+        return re.sub(rb"#[^\n]*", b"", text) if b"#" in text else text
 
     def text(self, line: int) -> str:
         """One line as text."""
@@ -131,7 +137,9 @@ def _table(lines: _Lines, numbers: np.ndarray, key: bytes, least: int) -> np.nda
     if not len(counts):
         return np.empty((0, least))
     if counts.min() < least:
-        raise ValueError(f"a {key.decode().strip()!r} line has {counts.min()} numbers; at least {least} are needed")
+        raise ValueError(
+            f"a {key.decode().strip()!r} line has {counts.min()} numbers; at least {least} are needed"
+        )
     flat = _numbers(text, np.float64, int(counts.sum()), repr(key.decode().strip()))
     if counts.min() == counts.max():
         return flat.reshape(len(counts), -1)
@@ -247,22 +255,13 @@ def read_obj(data: bytes, fetch: Fetch, stem: str = "") -> list[Part]:
         if not len(mine):
             continue
         material = materials.get(name, Material())
-        uv_faces = corners.vt[mine]
-        has_uv = (uv_faces >= 0).all(1)
-        for chosen in (mine[has_uv], mine[~has_uv]):
+        has_uv = (corners.vt[mine] >= 0).all(1) & (material.texture is not None)
+        for chosen, textured in ((mine[has_uv], True), (mine[~has_uv], False)):
             if len(chosen):
-                textured = material.texture is not None and chosen is not None and corners.vt[chosen].min() >= 0
-                parts.append(
-                    Part(
-                        vertices=vertices,
-                        faces=corners.v[chosen],
-                        uv=uv if textured else None,
-                        uv_faces=corners.vt[chosen] if textured else None,
-                        texture=material.texture if textured else None,
-                        vertex_rgb=vertex_rgb,
-                        color=material.color,
-                    )
-                )
+                part = Part(vertices, corners.v[chosen], vertex_rgb=vertex_rgb, color=material.color)
+                if textured:
+                    part = part._replace(uv=uv, uv_faces=corners.vt[chosen], texture=material.texture)
+                parts.append(part)
     if not parts:
         raise ValueError(f"none of its {len(face_lines)} faces has three corners")
     return parts

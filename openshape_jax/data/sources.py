@@ -65,15 +65,11 @@ def open_split(name: str, split: str, data_dir: str | Path = "") -> tuple[TfdsRe
 
 
 class TfdsRecords:
-    """Decoded records of a split; the icon is left out unless asked for."""
+    """Decoded records of a split."""
 
-    def __init__(self, builder: Any, split: str, icons: bool = False):
-        import tensorflow_datasets as tfds
-
-        skip = {} if icons else {"icon"}
-        features = {k: True for k in builder.info.features if k not in skip}
+    def __init__(self, builder: Any, split: str):
         self.num_bytes = builder.info.splits[split].num_bytes
-        self._source = builder.as_data_source(split, decoders=tfds.decode.PartialDecoding(features))
+        self._source = builder.as_data_source(split)
 
     def __len__(self) -> int:
         return len(self._source)

@@ -116,7 +116,7 @@ class SetAbstraction(nnx.Module):
         centres, grouped = jax.vmap(group)(xyz, rgb.astype(jnp.float32), starts)
         x = jax.lax.stop_gradient(grouped).reshape(-1, 9).astype(c.dtype)
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = jax.nn.relu(norm(conv(x), train))
+            x = _apart(jax.nn.relu(norm(_apart(conv(x)), train)))
         return centres, x.reshape(xyz.shape[0], c.patches, c.nsample, -1).max(2)
 
 
@@ -151,6 +151,12 @@ class Transformer(nnx.Module):
 
         step = jax.checkpoint(block) if self.config.remat else block
         return jax.lax.scan(step, tokens, weights)[0]
+
+
+def _apart(x: Array) -> Array:
+    """x itself; XLA:CPU must not fuse across it. Fusing elementwise work into the matrix products of
+    long, narrow activations keeps them off the fast kernels: the backward pass takes 1.3 times as long."""
+    return jax.lax.optimization_barrier(x) if jax.default_backend() == "cpu" else x
 
 
 def _dense(x: Array, kernel: Array, bias: Array | None = None) -> Array:

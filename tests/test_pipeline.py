@@ -1,0 +1,151 @@
+"""The stream of batches, target choice, sources and the record schema."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from openshape_jax import config as config_lib
+from openshape_jax.data import pipeline, schema, sources, targets
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def config(data_dir):
+    return config_lib.load(str(ROOT / "configs/quickstart.py:smoke"), [f"data.data_dir={data_dir}", "batch_size=8"])
+
+
+def equal(a, b):
+    assert a.keys() == b.keys()
+    for k in a:
+        np.testing.assert_array_equal(a[k], b[k], err_msg=k)
+
+
+def test_batches_are_a_function_of_seed_and_step(config):
+    stream = pipeline.dataset(config)
+    late = pipeline.batches(config, 5)
+    equal(next(late), stream[5])
+    equal(next(late), stream[6])
+    late.close()
+    other = pipeline.dataset(dataclasses.replace(config, seed=1))[5]
+    assert not np.array_equal(other["xyz"], stream[5]["xyz"])
+
+
+def test_hosts_read_their_rows_of_the_global_batch(config):
+    whole = pipeline.dataset(config)[3]
+    parts = [pipeline.dataset(config, host, 2)[3] for host in range(2)]
+    for key, value in whole.items():
+        together = np.empty_like(value)
+        together[0::2], together[1::2] = parts[0][key], parts[1][key]
+        np.testing.assert_array_equal(together, value, err_msg=key)
+
+
+def test_an_epoch_sees_every_shape_once(config):
+    records, _ = sources.open_split("primitives/tiny", "train", config.data.data_dir)
+    stream = pipeline.dataset(config)
+    steps = len(records) // config.batch_size
+    firsts = {tuple(np.sort(row[:, 0])[:20]) for s in range(steps) for row in stream[s]["xyz"]}
+    assert len(firsts) == steps * config.batch_size
+
+
+def test_mixture_follows_the_weights(config):
+    config.data.datasets = ("primitives/tiny", "primitives/tiny")
+    config.data.weights = (3.0, 1.0)
+    assert pipeline.dataset(config)[0]["xyz"].shape == (8, 512, 3)
+
+
+def test_drawn_points_are_stored_points_without_repetition():
+    rng = np.random.default_rng(0)
+    record = {"xyz": np.arange(300, dtype=np.uint16).reshape(100, 3), "rgb": np.zeros((100, 3), np.uint8)}
+    drawn = pipeline.draw_points(record, 40, rng)["xyz"][:, 0] // 3
+    assert len(set(drawn)) == 40
+    assert list(drawn) != sorted(drawn)
+    more = pipeline.draw_points(record, 250, rng)["xyz"][:, 0] // 3
+    assert np.bincount(more).tolist() == [3] * 50 + [2] * 50 or set(np.bincount(more)) == {2, 3}
+
+
+def text(name, source, value=1.0):
+    return schema.Text(name, source, None if value is None else np.full(4, value, np.float32))
+
+
+def record(*texts, images=0):
+    return {"texts": list(texts), "image_features": np.ones((images, 6), np.float16)}
+
+
+def test_text_choice_is_uniform_over_allowed_sources():
+    shape = record(text("armchair", "class"), text("chair", "synonym"), text("a red chair", "caption", None), images=2)
+    config = config_lib.DataConfig()
+    rng = np.random.default_rng(0)
+    ids = [int(targets.choose(shape, config, 4, 6, rng)["text_id"]) for _ in range(2000)]
+    names = {targets.text_hash("armchair"), targets.text_hash("chair")}
+    assert set(ids) == names
+    assert abs(np.mean([i == targets.text_hash("chair") for i in ids]) - 0.5) < 0.05
+    config.class_text_share = 0.5
+    ids = [int(targets.choose(shape, config, 4, 6, rng)["text_id"]) for _ in range(2000)]
+    assert abs(np.mean([i == targets.text_hash("chair") for i in ids]) - 0.25) < 0.05
+    config.text_sources = ("class",)
+    chosen = targets.choose(shape, config, 4, 6, rng)
+    assert chosen["text_ids"].tolist() == [targets.text_hash("armchair")] + [-1] * 7
+    assert chosen["has_image"]
+
+
+def test_missing_targets_are_masked():
+    chosen = targets.choose(record(text("x", "caption", None)), config_lib.DataConfig(), 4, 6, np.random.default_rng(0))
+    assert not chosen["has_text"]
+    assert not chosen["has_image"]
+    assert chosen["text_id"] == -1
+    assert chosen["text"].shape == (4,)
+    assert chosen["image"].shape == (6,)
+    assert not targets.has_target(record(text("x", "caption", None)), config_lib.DataConfig())
+
+
+def test_missing_data_set_says_where_and_how(tmp_path):
+    with pytest.raises(sources.DatasetMissing) as error:
+        sources.find("openshape_ensemble", tmp_path)
+    for part in (str(tmp_path / "openshape_ensemble"), "openshape data build openshape_ensemble", ":smoke", "TFDS_DATA_DIR"):
+        assert part in str(error.value)
+
+
+def test_unknown_split_and_wrong_width(config):
+    with pytest.raises(ValueError, match="no split 'valid'; it has"):
+        sources.open_split("primitives/tiny", "valid", config.data.data_dir)
+    config.model.embed_dim = 1280
+    with pytest.raises(ValueError, match=r"width 512 but model.embed_dim is 1280; set --config.model.embed_dim=512"):
+        pipeline.dataset(config)
+
+
+def encoded(n=50, **changes):
+    rng = np.random.default_rng(0)
+    values = {"xyz": rng.normal(size=(n, 3)) * 9 + 5, "rgb": rng.random((n, 3)), "texts": [text("chair", "class", 0.5), text("c", "caption", None)]}
+    return values, schema.encode(uid="u", dataset="d", text_dim=4, **{**values, **changes})
+
+
+def test_record_round_trip_and_checksum():
+    values, stored = encoded()
+    stored = {**stored, "texts": {k: [t[k] for t in stored["texts"]] for k in ("text", "source", "has_feature")}}
+    back = schema.decode(stored)
+    xyz = schema.dequantize_xyz(back["xyz"]) * back["scale"] + back["center"]
+    np.testing.assert_allclose(xyz, values["xyz"], atol=1e-4 * float(back["scale"]))
+    assert [(t.text, t.source) for t in back["texts"]] == [("chair", "class"), ("c", "caption")]
+    np.testing.assert_array_equal(back["texts"][0].feature, np.full(4, 0.5))
+    assert back["texts"][1].feature is None
+    damaged = {**stored, "xyz": stored["xyz"] ^ np.uint16(1)}
+    with pytest.raises(ValueError, match="record 'u' is damaged"):
+        schema.decode(damaged)
+
+
+@pytest.mark.parametrize(
+    ("xyz", "message"),
+    [
+        (np.ones((5, 3)), "all 5 points are equal"),
+        (np.full((5, 3), np.nan), "5 of 5 points have a NaN"),
+        (np.r_[np.zeros((4, 3)), [[np.inf, 0, 0]]], "1 of 5 points have a NaN or infinite"),
+        (np.zeros((0, 3)), r"shape \(0, 3\)"),
+        (np.zeros((5, 2)), r"shape \(5, 2\)"),
+    ],
+)
+def test_unusable_points_are_refused(xyz, message):
+    with pytest.raises(ValueError, match=message):
+        schema.to_unit_sphere(xyz)

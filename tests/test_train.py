@@ -1,0 +1,199 @@
+"""A real config shrunk to a few steps: killed, resumed, damaged, refused, and the command itself."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from openshape_jax import checkpoint, metrics, sharding, state, train
+from openshape_jax import config as config_lib
+from openshape_jax.data import pipeline, sources
+
+ROOT = Path(__file__).parent.parent
+LOSS = "train/loss"
+
+
+def small(data_dir: str, *overrides: str) -> config_lib.Config:
+    fixed = ["steps=8", "batch_size=8", "log_every=1", "checkpoint_every=2", "model.depth=1", "eval.report=false"]
+    return config_lib.load(
+        str(ROOT / "configs/quickstart.py:smoke"), [*fixed, f"data.data_dir={data_dir}", *overrides]
+    )
+
+
+def losses(workdir: Path) -> list[float]:
+    return [line[LOSS] for line in metrics.read(workdir) if LOSS in line]
+
+
+@pytest.fixture(scope="module")
+def finished(data_dir, tmp_path_factory) -> Path:
+    """An uninterrupted run of 8 steps."""
+    return train.run(small(data_dir), tmp_path_factory.mktemp("runs") / "whole")
+
+
+def command(data_dir: str, workdir: Path, *more: str) -> list[str]:
+    overrides = [f"--config.data.data_dir={data_dir}", "--config.steps=8", "--config.batch_size=8"]
+    overrides += ["--config.log_every=1", "--config.checkpoint_every=2", "--config.model.depth=1"]
+    overrides += ["--config.eval.report=false", f"--workdir={workdir}", *more]
+    return [sys.executable, "-m", "openshape_jax.main", f"--config={ROOT}/configs/quickstart.py:smoke", *overrides]
+
+
+def test_run_directory_is_complete(finished):
+    assert len(losses(finished)) == 8
+    result = json.loads((finished / "eval/primitives_tiny.json").read_text())
+    assert {"top1", "top3", "top5", "mean_class", "num_classes", "num_shapes"} <= result.keys()
+    assert 0 <= result["top1"] <= result["top3"] <= result["top5"] <= 1
+    with np.load(finished / "eval/primitives_tiny_lvis.npz") as file:
+        assert len(file["class_names"]) == 1203
+        np.testing.assert_allclose(np.linalg.norm(file["shape_emb"], axis=1), 1, atol=1e-5)
+    assert list((finished / "tensorboard").glob("events*"))
+
+
+def test_killed_at_any_moment_it_ends_with_the_same_losses(data_dir, finished, tmp_path):
+    workdir = tmp_path / "killed"
+    process = subprocess.Popen(command(data_dir, workdir), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=ROOT)
+    deadline = time.time() + 240
+    while not (workdir / "metrics.jsonl").exists() or len(losses(workdir)) < 5:
+        assert process.poll() is None, process.stderr.read().decode()[-3000:]
+        assert time.time() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "tra')  # a line cut by the crash
+    train.run(small(data_dir), workdir)
+    assert losses(workdir) == losses(finished)
+    assert [line["step"] for line in metrics.read(workdir) if LOSS in line] == list(range(1, 9))
+
+
+def test_interrupt_saves_and_says_how_to_go_on(data_dir, finished, tmp_path):
+    workdir = tmp_path / "stopped"
+    process = subprocess.Popen(
+        command(data_dir, workdir), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
+    )
+    while not (workdir / "metrics.jsonl").exists() or not losses(workdir):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, out[-3000:]
+    assert "To go on, run" in out
+    assert "Traceback" not in out
+    train.run(small(data_dir), workdir)
+    assert losses(workdir) == losses(finished)
+
+
+def test_finished_run_returns_at_once_and_evaluates_what_is_missing(data_dir, finished, tmp_path):
+    workdir = tmp_path / "again"
+    shutil.copytree(finished, workdir)
+    before = (workdir / "eval/primitives_tiny.json").read_text()
+    (workdir / "eval/primitives_tiny.json").unlink()
+    train.run(small(data_dir), workdir)
+    assert losses(workdir) == losses(finished)
+    assert (workdir / "eval/primitives_tiny.json").read_text() == before
+
+
+def test_damaged_checkpoint_falls_back_loudly(data_dir, finished, tmp_path, capsys):
+    workdir = tmp_path / "damaged"
+    shutil.copytree(finished, workdir)
+    newest = workdir / "checkpoints" / "8" / "state"
+    for file in newest.rglob("*"):
+        if file.is_file():
+            os.truncate(file, file.stat().st_size // 2)
+    train.run(small(data_dir), workdir)
+    assert "WARNING: the checkpoint of step 8 cannot be read" in capsys.readouterr().out
+    assert losses(workdir) == losses(finished)
+
+
+def test_no_readable_checkpoint_is_an_error(data_dir, finished, tmp_path):
+    workdir = tmp_path / "all_damaged"
+    shutil.copytree(finished, workdir)
+    for file in (workdir / "checkpoints").rglob("*"):
+        if file.is_file():
+            os.truncate(file, 0)
+    with pytest.raises(checkpoint.CheckpointError, match="none of the checkpoints"):
+        train.run(small(data_dir), workdir)
+
+
+def test_another_config_is_refused_with_the_difference(data_dir, finished):
+    with pytest.raises(config_lib.ConfigError, match=r"(?s)optim.learning_rate: 0.001 -> 0.5.*resume=force"):
+        train.run(small(data_dir, "optim.learning_rate=0.5"), finished)
+
+
+def test_force_goes_on_with_the_new_values(data_dir, finished, tmp_path):
+    workdir = tmp_path / "forced"
+    shutil.copytree(finished, workdir)
+    train.run(small(data_dir, "steps=10", "resume=force"), workdir)
+    assert losses(workdir)[:8] == losses(finished)
+    assert len(losses(workdir)) == 10
+
+
+def test_missing_data_set_writes_nothing(tmp_path):
+    with pytest.raises(sources.DatasetMissing, match="openshape data build primitives/tiny"):
+        train.run(small(str(tmp_path / "nowhere")), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_and_eight_devices_agree(data_dir):
+    config = small(data_dir)
+    config.augment = dataclasses.replace(config.augment, enabled=False)
+    batch = pipeline.dataset(config)[0]
+    results = []
+    for count in (1, 8):
+        mesh = jax.sharding.Mesh(np.array(jax.devices()[:count]), ("data",))
+        whole, rows = sharding.replicated(mesh), sharding.by_row(mesh)
+        step = jax.jit(state.make_train_step(config), in_shardings=(whole, rows), out_shardings=(whole, whole))
+        current = jax.device_put(state.init(config), whole)
+        seen = []
+        for _ in range(3):
+            current, values = step(current, sharding.put_batch(batch, mesh))
+            seen.append(float(values["loss"]))
+        results.append(seen)
+    np.testing.assert_allclose(*results, rtol=2e-5)
+
+
+def test_batch_size_must_divide_over_devices(data_dir, tmp_path):
+    with pytest.raises(ValueError, match="batch_size is 12 but there are 8 devices; use a multiple, e.g. 16"):
+        train.run(small(data_dir, "batch_size=12"), tmp_path / "run")
+
+
+def test_a_diverging_run_stops_with_advice(data_dir, tmp_path):
+    with pytest.raises(FloatingPointError, match="lower --config.optim.learning_rate"):
+        train.run(small(data_dir, "optim.learning_rate=1e30", "optim.clip_norm=0"), tmp_path / "run")
+
+
+def run_main(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "openshape_jax.main", *arguments], capture_output=True, text=True, cwd=ROOT
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=configs/quickstart.py", "--config.optim.learnin_rate=1"], "Did you mean optim.learning_rate"),
+        (["--config=configs/nothing.py"], "no such file. There are: pointbert_l.py"),
+        (["--config=configs/pointbert_xl.py", "--config.data.data_dir=/nowhere"], "openshape data build openshape_ensemble"),
+        ([], "--config is missing"),
+    ],
+)
+def test_main_ends_with_one_clear_message(arguments, message):
+    done = run_main(*arguments)
+    assert done.returncode != 0
+    assert message in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help_names_the_flags():
+    done = run_main("--help")
+    for part in ("--config", "--workdir", "--resume", "configs/quickstart.py"):
+        assert part in done.stdout

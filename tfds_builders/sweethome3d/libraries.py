@@ -1,0 +1,184 @@
+"""Finding the `.sh3f` libraries: installed, handed over, from apt, or from upstream."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import IO, Any
+
+from tfds_builders import SourceNotFound
+
+INSTALLED = Path("/usr/share/sweethome3d")
+PACKAGE = "sweethome3d-furniture"
+UPSTREAM = (
+    "https://downloads.sourceforge.net/project/sweethome3d/SweetHome3D-models/3DModels-1.8/3DModels-1.8.zip"
+)
+APT_LISTS = Path("/var/lib/apt/lists")
+_TIMEOUT = 600  # seconds for one command of apt
+
+
+class _Missing(Exception):
+    """This source has nothing, and why."""
+
+
+def find(
+    dl_manager: Any, say: Callable[[str], None] = print, installed: Path = INSTALLED
+) -> tuple[list[Path], str]:
+    """(the .sh3f libraries sorted by name, where they come from in words).
+
+    The sources in order: the installed package, TFDS's manual directory (.sh3f files or the .deb), what an
+    earlier build fetched, `apt-get download`, the upstream archive. Nothing needs root.
+
+    Args:
+      dl_manager: of TFDS; gives the manual directory, the download directory and the download itself.
+      say: called with one line where a download starts.
+      installed: the folder of the installed package.
+
+    Raises:
+      SourceNotFound: none has them; the message lists why each failed.
+    """
+    cache = Path(dl_manager.download_dir) / "sweethome3d"
+    sources: list[tuple[str, Callable[[], list[Path]]]] = [
+        (f"installed package ({installed})", lambda: _in_folder(installed)),
+        ("manual directory", lambda: _manual(dl_manager, cache)),
+        (f"earlier download ({cache})", lambda: _in_folder(cache)),
+        (f"apt-get download {PACKAGE}", lambda: _apt(cache, say)),
+        (f"upstream ({UPSTREAM})", lambda: _upstream(dl_manager, cache, say)),
+    ]
+    tried = []
+    for name, source in sources:
+        try:
+            return source(), name
+        except _Missing as reason:
+            tried.append(f"  {name}: {reason}")
+    manual = Path(dl_manager.download_dir) / "manual"
+    raise SourceNotFound(
+        "no source of the Sweet Home 3D libraries (.sh3f) can be reached:\n"
+        + "\n".join(tried)
+        + f"\nInstall the package {PACKAGE}, or put its .deb or the .sh3f files into {manual},"
+        " and start the same command again."
+    )
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    """The .sh3f files below a folder."""
+    if not folder.is_dir():
+        raise _Missing("there is no such folder")
+    found = sorted((p for p in folder.rglob("*.sh3f") if zipfile.is_zipfile(p)), key=lambda p: p.name)
+    if not found:
+        raise _Missing("it holds no .sh3f files")
+    return found
+
+
+def _manual(dl_manager: Any, cache: Path) -> list[Path]:
+    try:
+        folder = Path(dl_manager.manual_dir)
+    except (AssertionError, ValueError) as error:  # TFDS: none given, missing or empty
+        raise _Missing(str(error).splitlines()[0].rstrip(".")) from error
+    try:
+        return _in_folder(folder)
+    except _Missing:
+        debs = sorted(folder.rglob(f"{PACKAGE}*.deb"))
+        if not debs:
+            raise _Missing(f"{folder} holds neither .sh3f files nor {PACKAGE}*.deb") from None
+        return _unpack_deb(debs[-1], cache)
+
+
+def _save(members: Iterable[tuple[str, IO[bytes]]], cache: Path) -> None:
+    """Writes the .sh3f among (name, contents) into the folder `cache`: all of them or none."""
+    part = cache.with_name(cache.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        for name, contents in members:
+            with (part / Path(name).name).open("wb") as file:
+                shutil.copyfileobj(contents, file, 1 << 20)
+        shutil.rmtree(cache, ignore_errors=True)
+        part.replace(cache)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _unpack_deb(deb: Path, cache: Path) -> list[Path]:
+    """The libraries of a Debian package, unpacked one by one out of its file archive."""
+    if shutil.which("dpkg-deb") is None:
+        raise _Missing(f"{deb} needs dpkg-deb to be unpacked, which is not installed")
+    process = subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(deb)], stdout=subprocess.PIPE)
+    try:
+        with tarfile.open(fileobj=process.stdout, mode="r|") as tar:
+            _save(
+                ((m.name, file) for m in tar if m.name.endswith(".sh3f") and (file := tar.extractfile(m))),
+                cache,
+            )
+    except tarfile.TarError as error:
+        raise _Missing(f"{deb} is damaged ({error}); delete it") from error
+    finally:
+        assert process.stdout is not None
+        process.stdout.close()
+        process.wait()
+    return _in_folder(cache)
+
+
+def _run(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=_TIMEOUT)
+    except subprocess.TimeoutExpired as error:
+        raise _Missing(f"{' '.join(command)} took longer than {_TIMEOUT} s") from error
+
+
+def _apt(cache: Path, say: Callable[[str], None]) -> list[Path]:
+    """Fetches the package with apt's own configuration; a private index where there is none yet."""
+    if shutil.which("apt-get") is None or shutil.which("apt-cache") is None:
+        raise _Missing("apt is not installed here")
+    folder = cache.with_name(cache.name + "_apt")
+    folder.mkdir(parents=True, exist_ok=True)
+    options: list[str] = []
+    if not _has_candidate(options, folder):
+        if not os.access(APT_LISTS, os.W_OK):  # without root: an index of our own
+            for name in ("lists/partial", "archives/partial"):
+                (folder / name).mkdir(parents=True, exist_ok=True)
+            private = {"Dir::State::lists": folder / "lists", "Dir::Cache": folder}
+            options = [word for key, value in private.items() for word in ("-o", f"{key}={value}")]
+        say("the package index is missing: apt-get update ...")
+        update = _run(["apt-get", *options, "update"], folder)
+        if not _has_candidate(options, folder):
+            raise _Missing(f"the package is not in apt's index; apt-get update: {_last_line(update)}")
+    say(f"apt-get download {PACKAGE} (120 MB) ...")
+    for old in folder.glob("*.deb"):
+        old.unlink()
+    result = _run(["apt-get", *options, "download", PACKAGE], folder)
+    debs = list(folder.glob("*.deb"))
+    if result.returncode or not debs:
+        raise _Missing(_last_line(result))
+    found = _unpack_deb(debs[0], cache)
+    shutil.rmtree(folder, ignore_errors=True)
+    return found
+
+
+def _has_candidate(options: list[str], cwd: Path) -> bool:
+    policy = _run(["apt-cache", *options, "policy", PACKAGE], cwd).stdout
+    return any(line.strip().startswith("Candidate:") and "(none)" not in line for line in policy.splitlines())
+
+
+def _last_line(result: subprocess.CompletedProcess[str]) -> str:
+    lines = [line for line in (result.stderr or result.stdout).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else f"it ended with status {result.returncode}"
+
+
+def _upstream(dl_manager: Any, cache: Path, say: Callable[[str], None]) -> list[Path]:
+    say(f"downloading {UPSTREAM} ...")
+    try:
+        archive = Path(dl_manager.download(UPSTREAM))
+    except Exception as error:  # requests', urllib3's and TFDS's own errors have no common base
+        raise _Missing(f"the download failed ({type(error).__name__}: {str(error)[:200]})") from error
+    try:
+        with zipfile.ZipFile(archive) as files:
+            _save(((n, files.open(n)) for n in files.namelist() if n.endswith(".sh3f")), cache)
+    except zipfile.BadZipFile as error:
+        raise _Missing(f"the file that was downloaded is no zip archive ({error})") from error
+    return _in_folder(cache)
