@@ -1,7 +1,7 @@
 """A small PointBERT on 820 real models of Sweet Home 3D, on a laptop without accelerator.
 
-    openshape data build sweethome3d
-    python -m openshape_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
+openshape data build sweethome3d
+python -m openshape_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 """
 
 from openshape_jax import config

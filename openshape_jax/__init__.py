@@ -1,8 +1,8 @@
 """OpenShape in JAX: 3D shape embeddings in the space of CLIP.
 
-    import openshape_jax
-    model = openshape_jax.load("runs/quickstart")
-    model.classify(points, ["chair", "table", "lamp"])
+import openshape_jax
+model = openshape_jax.load("runs/quickstart")
+model.classify(points, ["chair", "table", "lamp"])
 """
 
 from __future__ import annotations

@@ -74,11 +74,18 @@ class Checkpoints:
         shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         for step in steps:
             try:
-                args = ocp.args.PyTreeRestore(shapes, restore_args=ocp.checkpoint_utils.construct_restore_args(shapes))
+                args = ocp.args.PyTreeRestore(
+                    shapes, restore_args=ocp.checkpoint_utils.construct_restore_args(shapes)
+                )
                 state = self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
-            except Exception as error:  # noqa: BLE001 - any damage means: try the one before
-                logging.warning("checkpoint %s of step %d is damaged (%s)", self.folder, step, _first_line(error))
-                print(f"WARNING: the checkpoint of step {step} cannot be read ({_first_line(error)}); using the one before it.")
+            except Exception as error:
+                logging.warning(
+                    "checkpoint %s of step %d is damaged (%s)", self.folder, step, _first_line(error)
+                )
+                print(
+                    f"WARNING: the checkpoint of step {step} cannot be read "
+                    f"({_first_line(error)}); using the one before it."
+                )
                 self._set_aside(step)
                 continue
             return state
@@ -90,7 +97,9 @@ class Checkpoints:
         return None
 
     def _set_aside(self, step: int) -> None:
-        (self.folder / str(step)).rename(self.folder / f"{step}.damaged-{int(np.random.default_rng().integers(1 << 30))}")
+        (self.folder / str(step)).rename(
+            self.folder / f"{step}.damaged-{int(np.random.default_rng().integers(1 << 30))}"
+        )
         self._manager.reload()
 
     def latest(self) -> int | None:
@@ -134,7 +143,7 @@ def load_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], int]
                 args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), dict(shapes))
                 weights = reader.restore(candidate / "weights", restore_args=args)
             metadata = json.loads((candidate / "metadata" / "metadata").read_text())
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             print(f"WARNING: {candidate} cannot be read ({_first_line(error)}); trying an older checkpoint.")
             continue
         return _int_keys(weights), metadata, int(candidate.name)
@@ -174,7 +183,7 @@ def claim_workdir(workdir: Path, config: Config) -> None:
             raise ConfigError(
                 f"{workdir} holds a run with another config:\n  "
                 + "\n  ".join(lines)
-                + "\nUse another --workdir, or --config.resume=force (--resume=force) to go on with the new values."
+                + "\nUse another --workdir, or --resume=force to go on with the new values."
             )
     workdir.mkdir(parents=True, exist_ok=True)
     fresh = path.with_suffix(".json.new")

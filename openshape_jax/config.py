@@ -126,7 +126,9 @@ class ConfigError(ValueError):
 
 def to_dict(config: Any) -> dict[str, Any]:
     """The config as nested dicts of JSON types."""
-    return dataclasses.asdict(config, dict_factory=lambda kv: {k: list(v) if isinstance(v, tuple) else v for k, v in kv})
+    return dataclasses.asdict(
+        config, dict_factory=lambda kv: {k: list(v) if isinstance(v, tuple) else v for k, v in kv}
+    )
 
 
 def from_dict(values: dict[str, Any], cls: type = Config) -> Any:
@@ -142,7 +144,9 @@ def from_dict(values: dict[str, Any], cls: type = Config) -> Any:
         if dataclasses.is_dataclass(current) and isinstance(value, dict):
             setattr(config, name, from_dict(value, type(current)))
         else:
-            setattr(config, name, _coerce(cls, name, tuple(value) if isinstance(value, list) else value, name))
+            setattr(
+                config, name, _coerce(cls, name, tuple(value) if isinstance(value, list) else value, name)
+            )
     return config
 
 
@@ -178,7 +182,9 @@ def _require(target: Any, name: str, path: str) -> None:
     prefix = path[: len(path) - len(name)]
     everywhere = _all_paths(Config)
     close = difflib.get_close_matches(name, known, 3, 0.6) or [
-        p for p in everywhere if p.rpartition(".")[2] in difflib.get_close_matches(name, [q.rpartition(".")[2] for q in everywhere])
+        p
+        for p in everywhere
+        if p.rpartition(".")[2] in difflib.get_close_matches(name, [q.rpartition(".")[2] for q in everywhere])
     ]
     hint = " or ".join(c if "." in c else prefix + c for c in close[:3])
     fields = f"Did you mean {hint}?" if hint else f"Fields: {', '.join(prefix + k for k in known)}."
@@ -190,7 +196,9 @@ def _all_paths(cls: type, prefix: str = "") -> list[str]:
     hints = typing.get_type_hints(cls)
     for f in dataclasses.fields(cls):
         kind = hints[f.name]
-        paths += _all_paths(kind, f"{prefix}{f.name}.") if dataclasses.is_dataclass(kind) else [prefix + f.name]
+        paths += (
+            _all_paths(kind, f"{prefix}{f.name}.") if dataclasses.is_dataclass(kind) else [prefix + f.name]
+        )
     return paths
 
 
@@ -199,7 +207,11 @@ def _coerce(cls: type, name: str, value: Any, path: str) -> Any:
     try:
         return _parse(kind, value)
     except (ValueError, TypeError):
-        wanted = kind.__name__ if isinstance(kind, type) and not isinstance(kind, types.GenericAlias) else str(kind)
+        wanted = (
+            kind.__name__
+            if isinstance(kind, type) and not isinstance(kind, types.GenericAlias)
+            else str(kind)
+        )
         raise ConfigError(f"{path} is {value!r}, which is not of type {wanted}.") from None
 
 
@@ -210,9 +222,13 @@ def _parse(kind: Any, value: Any) -> Any:
         return tuple(_parse(item, p.strip(" '\"") if isinstance(p, str) else p) for p in parts)
     if kind is bool:
         named = {"true": True, "1": True, "false": False, "0": False, True: True, False: False}
-        return named[value.lower() if isinstance(value, str) else value] if value in named or isinstance(value, str) and value.lower() in named else _fail()
+        return (
+            named[value.lower() if isinstance(value, str) else value]
+            if value in named or (isinstance(value, str) and value.lower() in named)
+            else _fail()
+        )
     if kind is int:
-        if isinstance(value, bool) or isinstance(value, float) and not value.is_integer():
+        if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
             _fail()
         if isinstance(value, str):
             return int(value.replace("_", ""))
@@ -239,7 +255,8 @@ def validate(config: Config) -> Config:
         "model.dim": m.dim, "model.depth": m.depth, "model.heads": m.heads, "model.mlp_dim": m.mlp_dim,
         "model.patches": m.patches, "model.nsample": m.nsample, "model.radius": m.radius,
         "model.embed_dim": m.embed_dim, "data.num_points": d.num_points,
-        "optim.learning_rate": o.learning_rate, "eval.batch_size": e.batch_size, "loss.logit_scale": config.loss.logit_scale,
+        "optim.learning_rate": o.learning_rate, "eval.batch_size": e.batch_size,
+        "loss.logit_scale": config.loss.logit_scale,
     }  # fmt: skip
     for path, value in positive.items():
         if not value > 0:
@@ -256,9 +273,13 @@ def validate(config: Config) -> Config:
     if d.weights and (len(d.weights) != len(d.datasets) or min(d.weights) <= 0):
         raise ConfigError(f"data.weights {d.weights} must be one positive number for each of {d.datasets}.")
     if d.num_points < m.patches:
-        raise ConfigError(f"data.num_points is {d.num_points} but model.patches {m.patches}; use at least as many points.")
+        raise ConfigError(
+            f"data.num_points is {d.num_points} but model.patches {m.patches}; use at least as many points."
+        )
     if e.num_points < m.patches:
-        raise ConfigError(f"eval.num_points is {e.num_points} but model.patches {m.patches}; use at least as many points.")
+        raise ConfigError(
+            f"eval.num_points is {e.num_points} but model.patches {m.patches}; use at least as many points."
+        )
     if not 0 <= o.ema < 1:
         raise ConfigError(f"optim.ema is {o.ema}; it must be in [0, 1), 0 for none.")
     return config
@@ -276,7 +297,9 @@ def load(path_and_variant: str, overrides: Sequence[str] = ()) -> Config:
     path, _, variant = path_and_variant.partition(":")
     if not Path(path).is_file():
         near = sorted(p.name for p in Path(path).parent.glob("*.py")) if Path(path).parent.is_dir() else []
-        raise ConfigError(f"--config={path}: no such file." + (f" There are: {', '.join(near)}." if near else ""))
+        raise ConfigError(
+            f"--config={path}: no such file." + (f" There are: {', '.join(near)}." if near else "")
+        )
     spec = importlib.util.spec_from_file_location("openshape_config_file", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -306,7 +329,16 @@ def smoke(config: Config) -> Config:
     )
     m = config.model
     config.model = dataclasses.replace(
-        m, dim=96, depth=2, heads=2, mlp_dim=192, sa_dim=64, patches=32, radius=0.35, nsample=32, embed_dim=512
+        m,
+        dim=96,
+        depth=2,
+        heads=2,
+        mlp_dim=192,
+        sa_dim=64,
+        patches=32,
+        radius=0.35,
+        nsample=32,
+        embed_dim=512,
     )
     config.optim = dataclasses.replace(config.optim, warmup_steps=min(config.optim.warmup_steps, 10))
     return config

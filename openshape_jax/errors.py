@@ -22,5 +22,6 @@ def explain(error: Exception) -> str | int:
         print(f"\n{error}")
         return 130
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return f"error: the disk is full ({error.filename or error}). Free some space and start the same command again."
+        where = error.filename or error
+        return f"error: the disk is full ({where}). Free some space and start the same command again."
     return f"error: {error}"

@@ -16,7 +16,7 @@ def contrastive(
     shape_emb: Float[Array, "B D"],
     target: Float[Array, "B D"],
     logit_scale: Float[Array, ""],
-    has_target: Bool[Array, "B"] | None = None,
+    has_target: Bool[Array, B] | None = None,
     positives: Bool[Array, "B B"] | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """(loss, accuracy): the mean of the shape-to-target and target-to-shape cross-entropies.
@@ -52,7 +52,7 @@ def contrastive(
     return 0.5 * (one_way(logits, wanted) + one_way(logits.T, wanted.T)), hit.sum() / count
 
 
-def shared_text(text_id: Int[Array, "B"], text_ids: Int[Array, "B T"]) -> Bool[Array, "B B"]:
+def shared_text(text_id: Int[Array, B], text_ids: Int[Array, "B T"]) -> Bool[Array, "B B"]:
     """[i, j] true where the text drawn for shape j is also one of the texts of shape i.
 
     Args:

@@ -19,7 +19,7 @@ _RESUME = flags.DEFINE_enum("resume", "auto", ["auto", "force"], "force: go on w
 
 
 def split_argv(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(argv without config overrides, overrides "path=value") of --config.path=value or --config.path value."""
+    """(argv without config overrides, overrides "path=value") from --config.path=value (or a space)."""
     rest, overrides, arguments = [argv[0]], [], iter(argv[1:])
     for argument in arguments:
         body = argument.lstrip("-")
@@ -54,7 +54,7 @@ def main(argv: Sequence[str], overrides: Sequence[str]) -> None:
         again = f"{sys.executable} -m openshape_jax.main {' '.join(sys.argv[1:])}"
         train.run(config, workdir, again)
         print(summary.table(workdir))
-    except Exception as error:  # noqa: BLE001 - expected errors end in one message, others in a traceback
+    except Exception as error:
         from openshape_jax.errors import explain
 
         sys.exit(explain(error))

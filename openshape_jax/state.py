@@ -39,9 +39,7 @@ def init(config: Config) -> TrainState:
     params = {"encoder": encoder, "logit_scale": log_scale}
     ema = jax.tree.map(jnp.copy, {"encoder": encoder, "stats": stats}) if config.optim.ema else {}
     opt_state = optim.optimizer(config.optim, config.steps).init(params)
-    return TrainState(
-        step=jnp.zeros((), jnp.int32), params=params, stats=stats, opt_state=opt_state, ema=ema
-    )
+    return TrainState(step=jnp.zeros((), jnp.int32), params=params, stats=stats, opt_state=opt_state, ema=ema)
 
 
 def evaluated(state: TrainState) -> dict[str, Any]:

@@ -66,7 +66,9 @@ def run(config: Config, workdir: str | Path, again: str = "the same command") ->
         if first < config.steps:
             message = "resuming after" if first else "starting at"
             print(f"{message} step {first} of {config.steps}; run directory {workdir}", flush=True)
-            train_state = _loop(config, train_state, step_fn, saves, log, embed, evaluators, mesh, description, again)
+            train_state = _loop(
+                config, train_state, step_fn, saves, log, embed, evaluators, mesh, description, again
+            )
         if first < config.steps or not _evaluated(workdir, evaluators):
             _evaluate(config, train_state, embed, evaluators, log, workdir)
     finally:
@@ -97,7 +99,9 @@ def _loop(
     first = int(train_state.step)
     hosts, host = jax.process_count(), jax.process_index()
     stream = pipeline.batches(config, first, host, hosts)
-    bar = tqdm(total=config.steps, initial=first, unit="step", desc="train", disable=host != 0, dynamic_ncols=True)
+    bar = tqdm(
+        total=config.steps, initial=first, unit="step", desc="train", disable=host != 0, dynamic_ncols=True
+    )
     started, counted = time.perf_counter(), first
     with _signals() as stopped:
         for step in range(first + 1, config.steps + 1):
@@ -131,7 +135,7 @@ def _check_finite(values: dict[str, float], step: int) -> None:
     if not np.isfinite(values["train/loss"]):
         raise FloatingPointError(
             f"the loss is {values['train/loss']} at step {step} (gradient norm {values['train/grad_norm']}): "
-            "lower --config.optim.learning_rate or set --config.optim.clip_norm=1; earlier checkpoints are kept."
+            "lower --config.optim.learning_rate or set --config.optim.clip_norm=1; earlier checkpoints stay."
         )
 
 

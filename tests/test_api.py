@@ -48,7 +48,11 @@ def test_embed_gives_unit_vectors_for_every_accepted_form(model):
 
 def test_any_scale_place_and_type(model):
     base = model.embed(cloud())
-    for other in (cloud() * 1000 + 5e4, cloud().astype(np.float32), cloud().astype(np.float16).astype(np.float64)):
+    for other in (
+        cloud() * 1000 + 5e4,
+        cloud().astype(np.float32),
+        cloud().astype(np.float16).astype(np.float64),
+    ):
         assert float((model.embed(other) @ base.T)[0, 0]) > 0.999
 
 
@@ -132,9 +136,13 @@ def test_classify_command_errors(run, tmp_path):
     broken.write_bytes(b"nonsense")
     ok = tmp_path / "ok.npy"
     np.save(ok, cloud())
-    assert "broken.glb" in str(command("classify", str(broken), "--labels", "chair", "--checkpoint", str(run)))
+    assert "broken.glb" in str(
+        command("classify", str(broken), "--labels", "chair", "--checkpoint", str(run))
+    )
     assert "chiar" in str(command("classify", str(ok), "--labels", "chiar", "--checkpoint", str(run)))
-    assert "holds no checkpoint" in str(command("classify", str(ok), "--labels", "chair", "--checkpoint", str(tmp_path)))
+    assert "holds no checkpoint" in str(
+        command("classify", str(ok), "--labels", "chair", "--checkpoint", str(tmp_path))
+    )
 
 
 def test_evaluate_command(run, tmp_path, capsys):

@@ -19,7 +19,9 @@ OFF = AugmentConfig(
 
 def cloud(n=400, seed=0):
     rng = np.random.default_rng(seed)
-    return (rng.normal(size=(n, 3)) * [1, 2, 0.5] + 3).astype(np.float32), rng.random((n, 3)).astype(np.float32)
+    return (rng.normal(size=(n, 3)) * [1, 2, 0.5] + 3).astype(np.float32), rng.random((n, 3)).astype(
+        np.float32
+    )
 
 
 @functools.cache
@@ -40,7 +42,9 @@ def test_unit_sphere_and_off():
     np.testing.assert_allclose(got, expected, atol=1e-6)
     np.testing.assert_array_equal(colour, rgb)
     disabled = AugmentConfig(enabled=False)
-    np.testing.assert_allclose(augment.augment(jax.random.key(0), xyz[None], rgb[None], disabled)[0][0], expected, atol=1e-6)
+    np.testing.assert_allclose(
+        augment.augment(jax.random.key(0), xyz[None], rgb[None], disabled)[0][0], expected, atol=1e-6
+    )
 
 
 def test_dequantize_is_the_inverse_of_the_stored_form():
@@ -59,7 +63,9 @@ def test_dropout_moves_points_to_point_0_and_keeps_colour():
     assert 0 < moved.mean() < 0.875
     np.testing.assert_allclose(got[moved], np.broadcast_to(base[0], (moved.sum(), 3)), atol=1e-6)
     np.testing.assert_array_equal(colour, rgb)
-    shares = [np.isclose(one(seed, dropout=0.875)[0], base[0], atol=1e-6).all(1).mean() for seed in range(200)]
+    shares = [
+        np.isclose(one(seed, dropout=0.875)[0], base[0], atol=1e-6).all(1).mean() for seed in range(200)
+    ]
     assert abs(np.mean(shares) - 0.4375) < 0.05  # the mean of u * 0.875
 
 
@@ -100,7 +106,7 @@ def test_gray_takes_the_whole_cloud():
 
 
 def test_partial_keeps_one_side_and_sparse_keeps_few():
-    xyz, rgb = cloud()
+    xyz, _ = cloud()
     base = np.asarray(augment.unit_sphere(jnp.asarray(xyz)))
     kept = np.asarray(augment._keep_some(jax.random.key(3), base, dataclasses.replace(OFF, partial=1.0)))
     assert 0.35 < len(np.unique(kept)) / len(xyz) < 0.95
@@ -115,7 +121,7 @@ def test_partial_keeps_one_side_and_sparse_keeps_few():
         counts.append(len(np.unique(index)))
     assert 64 <= min(counts) < 100
     assert max(counts) > 300
-    got, colour = one(partial=1.0, sparse=1.0)
+    got, _ = one(partial=1.0, sparse=1.0)
     assert got.shape == xyz.shape
     np.testing.assert_allclose(np.linalg.norm(got, axis=1).max(), 1, atol=1e-5)
 

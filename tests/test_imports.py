@@ -51,7 +51,9 @@ def test_only_checkpoint_imports_orbax_and_nothing_torch_or_tensorflow():
             assert "orbax" not in roots or path == PACKAGE / "checkpoint.py", path
 
 
-@pytest.mark.parametrize("command", ["import openshape_jax", "import openshape_jax.main", "import openshape_jax.cli.main"])
+@pytest.mark.parametrize(
+    "command", ["import openshape_jax", "import openshape_jax.main", "import openshape_jax.cli.main"]
+)
 def test_start_up_imports_nothing_heavy(command):
     code = f"{command}; import sys; print([m for m in ('jax', 'flax', 'orbax', 'trimesh', 'grain', 'matplotlib') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -60,6 +62,10 @@ def test_start_up_imports_nothing_heavy(command):
 
 def test_no_file_over_400_lines():
     root = PACKAGE.parent
-    files = [p for d in ("openshape_jax", "tfds_builders", "tests", "configs", "experiments") for p in (root / d).rglob("*.py")]
+    files = [
+        p
+        for d in ("openshape_jax", "tfds_builders", "tests", "configs", "experiments")
+        for p in (root / d).rglob("*.py")
+    ]
     assert len(files) > 20
     assert [str(p) for p in files if len(p.read_text().splitlines()) > 400] == []

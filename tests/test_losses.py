@@ -78,9 +78,9 @@ def test_gradients_are_finite_on_bad_input():
     x[0] = 0
     t[1] = 0
     for has in (np.zeros(7, bool), np.eye(7, dtype=bool)[2], np.ones(7, bool)):
-        value, grad = jax.value_and_grad(
-            lambda a, h=has: losses.contrastive(a, t, jnp.float32(14.0), h)[0]
-        )(jnp.asarray(x))
+        value, grad = jax.value_and_grad(lambda a, h=has: losses.contrastive(a, t, jnp.float32(14.0), h)[0])(
+            jnp.asarray(x)
+        )
         assert np.isfinite(value)
         assert np.isfinite(grad).all()
         if not has.any():

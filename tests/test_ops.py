@@ -43,7 +43,11 @@ def test_fps_equals_oracle_with_ties(seed, n, start):
 
 
 @settings(deadline=None, max_examples=15)
-@given(seed=st.integers(0, 2**31), n=st.sampled_from([1, 31, 32, 33, 300]), radius=st.sampled_from([0.01, 0.5, 9.0]))
+@given(
+    seed=st.integers(0, 2**31),
+    n=st.sampled_from([1, 31, 32, 33, 300]),
+    radius=st.sampled_from([0.01, 0.5, 9.0]),
+)
 def test_ball_query_equals_oracle(seed, n, radius):
     xyz = grid_cloud(seed, n)
     centres = np.concatenate([xyz[:17], [[50.0, 0, 0]]]).astype(np.float32)

@@ -14,7 +14,9 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture
 def config(data_dir):
-    return config_lib.load(str(ROOT / "configs/quickstart.py:smoke"), [f"data.data_dir={data_dir}", "batch_size=8"])
+    return config_lib.load(
+        str(ROOT / "configs/quickstart.py:smoke"), [f"data.data_dir={data_dir}", "batch_size=8"]
+    )
 
 
 def equal(a, b):
@@ -75,7 +77,9 @@ def record(*texts, images=0):
 
 
 def test_text_choice_is_uniform_over_allowed_sources():
-    shape = record(text("armchair", "class"), text("chair", "synonym"), text("a red chair", "caption", None), images=2)
+    shape = record(
+        text("armchair", "class"), text("chair", "synonym"), text("a red chair", "caption", None), images=2
+    )
     config = config_lib.DataConfig()
     rng = np.random.default_rng(0)
     ids = [int(targets.choose(shape, config, 4, 6, rng)["text_id"]) for _ in range(2000)]
@@ -92,7 +96,9 @@ def test_text_choice_is_uniform_over_allowed_sources():
 
 
 def test_missing_targets_are_masked():
-    chosen = targets.choose(record(text("x", "caption", None)), config_lib.DataConfig(), 4, 6, np.random.default_rng(0))
+    chosen = targets.choose(
+        record(text("x", "caption", None)), config_lib.DataConfig(), 4, 6, np.random.default_rng(0)
+    )
     assert not chosen["has_text"]
     assert not chosen["has_image"]
     assert chosen["text_id"] == -1
@@ -104,7 +110,12 @@ def test_missing_targets_are_masked():
 def test_missing_data_set_says_where_and_how(tmp_path):
     with pytest.raises(sources.DatasetMissing) as error:
         sources.find("openshape_ensemble", tmp_path)
-    for part in (str(tmp_path / "openshape_ensemble"), "openshape data build openshape_ensemble", ":smoke", "TFDS_DATA_DIR"):
+    for part in (
+        str(tmp_path / "openshape_ensemble"),
+        "openshape data build openshape_ensemble",
+        ":smoke",
+        "TFDS_DATA_DIR",
+    ):
         assert part in str(error.value)
 
 
@@ -112,19 +123,28 @@ def test_unknown_split_and_wrong_width(config):
     with pytest.raises(ValueError, match="no split 'valid'; it has"):
         sources.open_split("primitives/tiny", "valid", config.data.data_dir)
     config.model.embed_dim = 1280
-    with pytest.raises(ValueError, match=r"width 512 but model.embed_dim is 1280; set --config.model.embed_dim=512"):
+    with pytest.raises(
+        ValueError, match=r"width 512 but model.embed_dim is 1280; set --config.model.embed_dim=512"
+    ):
         pipeline.dataset(config)
 
 
 def encoded(n=50, **changes):
     rng = np.random.default_rng(0)
-    values = {"xyz": rng.normal(size=(n, 3)) * 9 + 5, "rgb": rng.random((n, 3)), "texts": [text("chair", "class", 0.5), text("c", "caption", None)]}
+    values = {
+        "xyz": rng.normal(size=(n, 3)) * 9 + 5,
+        "rgb": rng.random((n, 3)),
+        "texts": [text("chair", "class", 0.5), text("c", "caption", None)],
+    }
     return values, schema.encode(uid="u", dataset="d", text_dim=4, **{**values, **changes})
 
 
 def test_record_round_trip_and_checksum():
     values, stored = encoded()
-    stored = {**stored, "texts": {k: [t[k] for t in stored["texts"]] for k in ("text", "source", "has_feature")}}
+    stored = {
+        **stored,
+        "texts": {k: [t[k] for t in stored["texts"]] for k in ("text", "source", "has_feature")},
+    }
     back = schema.decode(stored)
     xyz = schema.dequantize_xyz(back["xyz"]) * back["scale"] + back["center"]
     np.testing.assert_allclose(xyz, values["xyz"], atol=1e-4 * float(back["scale"]))

@@ -80,7 +80,16 @@ def test_five_training_steps_of_the_original(golden, golden_model, weights):
 
 @pytest.mark.parametrize(
     ("scaling", "millions"),
-    [(1, 5.10), (2, 13.35), (3, 25.95), (4, 32.33), (5, 72.07), (6, 171.3), ("demo_l14", 25.69), ("demo_b32", 25.30)],
+    [
+        (1, 5.10),
+        (2, 13.35),
+        (3, 25.95),
+        (4, 32.33),
+        (5, 72.07),
+        (6, 171.3),
+        ("demo_l14", 25.69),
+        ("demo_b32", 25.30),
+    ],
 )
 def test_parameter_counts_of_the_paper(scaling, millions):
     params, _ = jax.eval_shape(lambda: models.split(models.build(pointbert.size(scaling), nnx.Rngs(0))))
@@ -100,9 +109,9 @@ def test_embedding_depends_neither_on_the_batch_nor_on_its_order(golden, golden_
 
 def test_rematerialisation_changes_nothing(golden, golden_model, weights):
     def grads(config):
-        return jax.grad(
-            lambda p: models.apply(config, p, weights[1], golden["xyz"], golden["rgb"])[0].sum()
-        )(weights[0])
+        return jax.grad(lambda p: models.apply(config, p, weights[1], golden["xyz"], golden["rgb"])[0].sum())(
+            weights[0]
+        )
 
     import dataclasses
 

@@ -23,7 +23,14 @@ LOSS = "train/loss"
 
 
 def small(data_dir: str, *overrides: str) -> config_lib.Config:
-    fixed = ["steps=8", "batch_size=8", "log_every=1", "checkpoint_every=2", "model.depth=1", "eval.report=false"]
+    fixed = [
+        "steps=8",
+        "batch_size=8",
+        "log_every=1",
+        "checkpoint_every=2",
+        "model.depth=1",
+        "eval.report=false",
+    ]
     return config_lib.load(
         str(ROOT / "configs/quickstart.py:smoke"), [*fixed, f"data.data_dir={data_dir}", *overrides]
     )
@@ -43,7 +50,13 @@ def command(data_dir: str, workdir: Path, *more: str) -> list[str]:
     overrides = [f"--config.data.data_dir={data_dir}", "--config.steps=8", "--config.batch_size=8"]
     overrides += ["--config.log_every=1", "--config.checkpoint_every=2", "--config.model.depth=1"]
     overrides += ["--config.eval.report=false", f"--workdir={workdir}", *more]
-    return [sys.executable, "-m", "openshape_jax.main", f"--config={ROOT}/configs/quickstart.py:smoke", *overrides]
+    return [
+        sys.executable,
+        "-m",
+        "openshape_jax.main",
+        f"--config={ROOT}/configs/quickstart.py:smoke",
+        *overrides,
+    ]
 
 
 def test_run_directory_is_complete(finished):
@@ -59,7 +72,9 @@ def test_run_directory_is_complete(finished):
 
 def test_killed_at_any_moment_it_ends_with_the_same_losses(data_dir, finished, tmp_path):
     workdir = tmp_path / "killed"
-    process = subprocess.Popen(command(data_dir, workdir), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=ROOT)
+    process = subprocess.Popen(
+        command(data_dir, workdir), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=ROOT
+    )
     deadline = time.time() + 240
     while not (workdir / "metrics.jsonl").exists() or len(losses(workdir)) < 5:
         assert process.poll() is None, process.stderr.read().decode()[-3000:]
@@ -151,7 +166,9 @@ def test_one_and_eight_devices_agree(data_dir):
     for count in (1, 8):
         mesh = jax.sharding.Mesh(np.array(jax.devices()[:count]), ("data",))
         whole, rows = sharding.replicated(mesh), sharding.by_row(mesh)
-        step = jax.jit(state.make_train_step(config), in_shardings=(whole, rows), out_shardings=(whole, whole))
+        step = jax.jit(
+            state.make_train_step(config), in_shardings=(whole, rows), out_shardings=(whole, whole)
+        )
         current = jax.device_put(state.init(config), whole)
         seen = []
         for _ in range(3):
@@ -180,9 +197,15 @@ def run_main(*arguments: str) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config=configs/quickstart.py", "--config.optim.learnin_rate=1"], "Did you mean optim.learning_rate"),
+        (
+            ["--config=configs/quickstart.py", "--config.optim.learnin_rate=1"],
+            "Did you mean optim.learning_rate",
+        ),
         (["--config=configs/nothing.py"], "no such file. There are: pointbert_l.py"),
-        (["--config=configs/pointbert_xl.py", "--config.data.data_dir=/nowhere"], "openshape data build openshape_ensemble"),
+        (
+            ["--config=configs/pointbert_xl.py", "--config.data.data_dir=/nowhere"],
+            "openshape data build openshape_ensemble",
+        ),
         ([], "--config is missing"),
     ],
 )

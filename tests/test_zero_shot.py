@@ -7,9 +7,16 @@ from openshape_jax.evals.zero_shot import accuracy
 
 
 def test_against_a_count_by_hand():
-    scores = np.array([[0.9, 0.1, 0.0, 0.2, 0.3, 0.4], [0.5, 0.6, 0.7, 0.1, 0.2, 0.3], [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]])
+    scores = np.array(
+        [[0.9, 0.1, 0.0, 0.2, 0.3, 0.4], [0.5, 0.6, 0.7, 0.1, 0.2, 0.3], [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]]
+    )
     result = accuracy(scores, np.array([0, 0, 0]))
-    assert result == {"top1": pytest.approx(1 / 3), "top3": pytest.approx(2 / 3), "top5": pytest.approx(2 / 3), "mean_class": pytest.approx(1 / 3)}
+    assert result == {
+        "top1": pytest.approx(1 / 3),
+        "top3": pytest.approx(2 / 3),
+        "top5": pytest.approx(2 / 3),
+        "mean_class": pytest.approx(1 / 3),
+    }
 
 
 def test_mean_class_weighs_classes_equally():

@@ -15,11 +15,15 @@ def encoder(w: dict, depth: int = 2) -> dict:
         return stacked(name).swapaxes(1, 2)
 
     convs = {
-        i: {"kernel": w[f"ppat.sa.mlp_convs.{i}.weight"][:, :, 0, 0].T, "bias": w[f"ppat.sa.mlp_convs.{i}.bias"]}
+        i: {
+            "kernel": w[f"ppat.sa.mlp_convs.{i}.weight"][:, :, 0, 0].T,
+            "bias": w[f"ppat.sa.mlp_convs.{i}.bias"],
+        }
         for i in range(3)
     }
     norms = {
-        i: {"scale": w[f"ppat.sa.mlp_bns.{i}.weight"], "bias": w[f"ppat.sa.mlp_bns.{i}.bias"]} for i in range(3)
+        i: {"scale": w[f"ppat.sa.mlp_bns.{i}.weight"], "bias": w[f"ppat.sa.mlp_bns.{i}.bias"]}
+        for i in range(3)
     }
     return {
         "sa": {"convs": convs, "norms": norms},
@@ -43,7 +47,10 @@ def stats(w: dict) -> dict:
     return {
         "sa": {
             "norms": {
-                i: {"mean": w[f"ppat.sa.mlp_bns.{i}.running_mean"], "var": w[f"ppat.sa.mlp_bns.{i}.running_var"]}
+                i: {
+                    "mean": w[f"ppat.sa.mlp_bns.{i}.running_mean"],
+                    "var": w[f"ppat.sa.mlp_bns.{i}.running_var"],
+                }
                 for i in range(3)
             }
         }

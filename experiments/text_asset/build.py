@@ -66,7 +66,7 @@ def main(folder: Path) -> None:
         keys=np.array(["|".join(k) for k in keys]),
         synonyms=np.array(["|".join(s) for s in synonyms]),
     )
-    print(f"{len(names)} names, {sum(map(len, synonyms))} synonyms, {len(sum(keys, []))} keys")
+    print(f"{len(names)} names, {sum(map(len, synonyms))} synonyms, {sum(map(len, keys))} keys")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,9 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     p.add_argument("files", nargs="+", metavar="FILE")
     p.add_argument("--labels", required=True, help="comma-separated names, e.g. chair,table,lamp")
     p.add_argument("--checkpoint", required=True, metavar="DIR", help="run directory or checkpoint")
-    p.add_argument("--up", choices=("y", "z"), help="up axis of the files; default: y for obj, glb, gltf, else z")
+    p.add_argument(
+        "--up", choices=("y", "z"), help="up axis of the files; default: y for obj, glb, gltf, else z"
+    )
     p.add_argument("--top", type=int, default=5, help="labels printed per file (default 5)")
     p.set_defaults(run=run)
 
@@ -49,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _with_colour(points):  # noqa: ANN001, ANN202
+def _with_colour(points):
     import numpy as np
 
     return np.concatenate([points.xyz, points.rgb], 1)

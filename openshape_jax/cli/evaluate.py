@@ -10,7 +10,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     p = verbs.add_parser(
         "evaluate",
         help="zero-shot accuracy on labelled clouds",
-        description="The npz file holds xyz (n, N, 3), label (n,) and classes (C,), optionally rgb (n, N, 3).",
+        description="FILE holds xyz (n, N, 3), label (n,) and classes (C,), optionally rgb (n, N, 3).",
     )
     p.add_argument("--checkpoint", required=True, metavar="DIR", help="run directory or checkpoint")
     p.add_argument("--npz", required=True, metavar="FILE")
@@ -53,7 +53,9 @@ def run(args: argparse.Namespace) -> int:
     for c in np.unique(label):
         chosen = np.bincount(best[label == c], minlength=len(classes))
         wrong = [f"{classes[k]} {chosen[k]}" for k in np.argsort(-chosen)[:4] if k != c and chosen[k]]
-        print(f"{classes[c]:<20}{chosen[c] / chosen.sum():7.1%} of {chosen.sum():<5} also: {', '.join(wrong)}")
+        print(
+            f"{classes[c]:<20}{chosen[c] / chosen.sum():7.1%} of {chosen.sum():<5} also: {', '.join(wrong)}"
+        )
     print(json.dumps(result))
     if args.output:
         Path(args.output).write_text(json.dumps(result, indent=2))

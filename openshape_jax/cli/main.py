@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         code = 130
-    except Exception as error:  # noqa: BLE001 - expected errors end in one message, others in a traceback
+    except Exception as error:
         from openshape_jax.errors import explain
 
         code = explain(error)

@@ -81,7 +81,9 @@ def _check_width(name: str, record: dict[str, Any], width: int) -> None:
         )
 
 
-def batches(config: Config, first_step: int, host: int = 0, hosts: int = 1) -> Iterator[dict[str, np.ndarray]]:
+def batches(
+    config: Config, first_step: int, host: int = 0, hosts: int = 1
+) -> Iterator[dict[str, np.ndarray]]:
     """The host's batches of steps `first_step`, `first_step` + 1, ... without end, read ahead by a thread.
 
     Close the iterator (or let it be collected) to stop its thread.

@@ -42,9 +42,11 @@ def find(name: str, data_dir: str | Path = "") -> Path:
         raise DatasetMissing(
             f"data set {name!r} is not built.\n"
             f"  looked in: {root}\n"
-            f"  build it:  openshape data build {name}" + (f" --data_dir {data_dir}" if data_dir else "") + "\n"
-            f"  elsewhere: --config.data.data_dir=DIR or the environment variable TFDS_DATA_DIR\n"
-            f"  meanwhile: add :smoke to --config=FILE for a one-minute run on synthetic shapes"
+            f"  build it:  openshape data build {name}"
+            + (f" --data_dir {data_dir}" if data_dir else "")
+            + "\n"
+            "  elsewhere: --config.data.data_dir=DIR or the environment variable TFDS_DATA_DIR\n"
+            "  meanwhile: add :smoke to --config=FILE for a one-minute run on synthetic shapes"
             + ("" if base == "primitives" else " (openshape data build primitives)")
         )
     return max(versions, key=lambda p: tuple(int(n) for n in p.name.split(".") if n.isdigit()))
@@ -60,7 +62,9 @@ def open_split(name: str, split: str, data_dir: str | Path = "") -> tuple[TfdsRe
 
     builder = tfds.builder_from_directory(str(find(name, data_dir)))
     if split not in builder.info.splits:
-        raise ValueError(f"data set {name!r} has no split {split!r}; it has {', '.join(builder.info.splits)}.")
+        raise ValueError(
+            f"data set {name!r} has no split {split!r}; it has {', '.join(builder.info.splits)}."
+        )
     return TfdsRecords(builder, split), builder.info
 
 

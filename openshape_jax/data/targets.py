@@ -49,6 +49,8 @@ def choose(
     images = record["image_features"]
     out["has_image"] = len(images) > 0
     out["image"] = (
-        images[rng.integers(len(images))].astype(np.float32) if len(images) else np.zeros(image_dim, np.float32)
+        images[rng.integers(len(images))].astype(np.float32)
+        if len(images)
+        else np.zeros(image_dim, np.float32)
     )
     return {**out, "text_ids": ids}

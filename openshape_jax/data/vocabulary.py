@@ -23,9 +23,17 @@ ALIASES = {
     "bath": "bathtub", "wc": "toilet", "chest of drawers": "dresser", "bookshelf": "bookcase",
     "car": "car (automobile)", "speaker": "speaker (stero equipment)", "mantel": "fireplace",
     "loudspeaker": "speaker (stero equipment)", "flower pot": "flowerpot", "bag": "tote bag",
-    "mobile phone": "cellular telephone", "bin": "trash can", "trash bin": "trash can", "human": "person", "desktop computer": "computer box",
+    "mobile phone": "cellular telephone", "bin": "trash can", "trash bin": "trash can", "human": "person",
+    "desktop computer": "computer box",
 }  # fmt: skip
-IRREGULAR = {"people": "person", "men": "man", "women": "woman", "children": "child", "mice": "mouse", "feet": "foot"}
+IRREGULAR = {
+    "people": "person",
+    "men": "man",
+    "women": "woman",
+    "children": "child",
+    "mice": "mouse",
+    "feet": "foot",
+}
 ARTICLES = ("a ", "an ", "the ", "some ")
 
 
@@ -65,14 +73,22 @@ class Vocabulary:
                 for form in {_clean(other), _clean(re.sub(r"\s*\(.*?\)", "", other))} - {""}:
                     claims.setdefault(form, set()).add(i)
         # LVIS names are objects told apart by experts: among several claims theirs wins.
-        first = {form: [i for i in found if self.keys[i].startswith("lvis:")] or list(found) for form, found in claims.items()}
+        first = {
+            form: [i for i in found if self.keys[i].startswith("lvis:")] or list(found)
+            for form, found in claims.items()
+        }
         single = {form: found[0] for form, found in first.items() if len(found) == 1}
         aliases = {a: self._index[n] for a, n in ALIASES.items() if n in self._index}
         return {**single, **aliases}
 
     def names_of(self, source: str) -> list[str]:
         """The canonical names of "lvis" (1,203, in order of their ids), "oid" or "o365"."""
-        found = [(k, n) for ks, n in zip(self._keys, self.names, strict=True) for k in ks if k.startswith(source + ":")]
+        found = [
+            (k, n)
+            for ks, n in zip(self._keys, self.names, strict=True)
+            for k in ks
+            if k.startswith(source + ":")
+        ]
         if not found:
             raise ValueError(f"unknown source {source!r}; there are lvis, oid and o365.")
         return [n for _, n in found]
@@ -105,7 +121,9 @@ class Vocabulary:
         known = [*self._index, *self._also]
         near = difflib.get_close_matches(_clean(phrase), sorted(set(known)), 5, 0.5)
         hint = f"nearest known names: {', '.join(near)}" if near else "no name comes near it"
-        raise UnknownLabel(f"unknown label {phrase!r}; {hint}. Use one of the vocabulary's names or a synonym.")
+        raise UnknownLabel(
+            f"unknown label {phrase!r}; {hint}. Use one of the vocabulary's names or a synonym."
+        )
 
     def encode(self, phrases: Sequence[str]) -> np.ndarray:
         """(n, 512) float32 unit rows of phrases.

@@ -8,6 +8,7 @@ exact GELU, unbiased running variance, momentum 0.1, uniform +-1/sqrt(fan_in) in
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import jax
@@ -97,7 +98,7 @@ class SetAbstraction(nnx.Module):
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config = config
         widths = (9, 64, 64, config.sa_dim)
-        self.convs = nnx.List([Linear(a, b, rngs=rngs) for a, b in zip(widths, widths[1:], strict=False)])
+        self.convs = nnx.List([Linear(a, b, rngs=rngs) for a, b in itertools.pairwise(widths)])
         self.norms = nnx.List([BatchNorm(b) for b in widths[1:]])
 
     def __call__(
@@ -197,7 +198,9 @@ class PointBert(nnx.Module):
         if config.project:
             self.proj = Linear(config.dim, config.embed_dim, rngs=rngs)
         elif config.dim != config.embed_dim:
-            raise ValueError(f"without a projection embed_dim ({config.embed_dim}) must be dim ({config.dim}).")
+            raise ValueError(
+                f"without a projection embed_dim ({config.embed_dim}) must be dim ({config.dim})."
+            )
 
     def __call__(
         self,

@@ -11,7 +11,7 @@ BLOCK = 128  # points per block of the two-level arg-max
 
 def farthest_point_sampling(
     xyz: Float[Array, "N 3"], num_samples: int, start: int | Int[Array, ""] = 0
-) -> Int[Array, "S"]:
+) -> Int[Array, S]:
     """Indices (S,) int32 of points, each the farthest from all those chosen before it.
 
     The first index wins ties, which is DGL's rule; the first chosen point is `start` (DGL draws it at
