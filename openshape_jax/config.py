@@ -191,7 +191,7 @@ def _require(target: Any, name: str, path: str) -> None:
     raise ConfigError(f"the config has no field {path!r}. {fields}")
 
 
-def _all_paths(cls: type, prefix: str = "") -> list[str]:
+def _all_paths(cls: Any, prefix: str = "") -> list[str]:
     paths = []
     hints = typing.get_type_hints(cls)
     for f in dataclasses.fields(cls):
@@ -301,6 +301,8 @@ def load(path_and_variant: str, overrides: Sequence[str] = ()) -> Config:
             f"--config={path}: no such file." + (f" There are: {', '.join(near)}." if near else "")
         )
     spec = importlib.util.spec_from_file_location("openshape_config_file", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"--config={path} is not a Python file (its name must end in .py).")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):

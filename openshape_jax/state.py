@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +21,8 @@ Batch = dict[str, Array]
 Metrics = dict[str, Array]
 
 
-@chex.dataclass(frozen=True)
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class TrainState:
     """Everything that a step changes: a pytree, saved and restored as a whole."""
 
@@ -83,7 +84,7 @@ def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[Train
         grad_fn = jax.value_and_grad(lambda p: loss(config, p, state.stats, xyz, rgb, batch), has_aux=True)
         (_, (stats, metrics)), grads = grad_fn(state.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params: dict[str, Any] = optax.apply_updates(state.params, updates)  # type: ignore[assignment]
         ema = state.ema
         if decay:
             now = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))

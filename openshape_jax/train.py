@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,109 +26,107 @@ class Interrupted(Exception):
     """Ctrl-C or a termination signal; the state is saved and the message says how to go on."""
 
 
+@dataclass(frozen=True)
+class _Job:
+    """What stays the same over a run."""
+
+    config: Config
+    workdir: Path
+    mesh: jax.sharding.Mesh
+    step_fn: Callable[..., Any]  # (state, batch) -> (state, metrics)
+    embed: Callable[..., Any]  # (weights, xyz codes, rgb codes) -> (B, D)
+    evaluators: list[ZeroShot]
+    saves: checkpoint.Checkpoints
+    log: metrics.Writer
+    again: str  # the command that resumes, for messages
+
+
 def run(config: Config, workdir: str | Path, again: str = "the same command") -> Path:
     """Trains until config.steps, evaluates and writes the report; returns the run directory.
 
     Started again on the same directory it continues after the newest checkpoint with bit-identical
     losses; a finished run returns at once.
 
-    Args:
-      again: the command that resumes, for messages.
-
     Raises:
       ConfigError: workdir holds another config's run. DatasetMissing: build it first.
       Interrupted: a signal came; everything is saved. CheckpointError: see there.
     """
     workdir = Path(workdir)
-    for name in config.data.datasets:
+    for name in {*config.data.datasets, *config.eval.datasets}:
         sources.find(name, config.data.data_dir)  # fails before anything is written
-    evaluators = [ZeroShot(name, config.eval, config.data.data_dir) for name in config.eval.datasets]
     checkpoint.claim_workdir(workdir, config)
 
     mesh = sharding.make_mesh()
     sharding.check_batch_size(config.batch_size, mesh)
     whole, rows = sharding.replicated(mesh), sharding.by_row(mesh)
-    train_state = jax.jit(lambda: state.init(config), out_shardings=whole)()
     saves = checkpoint.Checkpoints(workdir, config.checkpoints_kept)
-    restored = saves.restore(train_state)
-    first = int(restored.step) if restored is not None else 0
-    train_state = jax.device_put(restored, whole) if restored is not None else train_state
+    first = saves.latest() or 0
+    if first >= config.steps and _is_complete(config, workdir):
+        saves.close()
+        print(f"{workdir} is finished ({first} steps); nothing to do")
+        return workdir
 
+    evaluators = [ZeroShot(name, config.eval, config.data.data_dir) for name in config.eval.datasets]
+    train_state = jax.jit(lambda: state.init(config), out_shardings=whole)()
+    restored = saves.restore(train_state)
+    train_state = train_state if restored is None else jax.device_put(restored, whole)
+    first = int(train_state.step)
     step_fn = jax.jit(
         state.make_train_step(config),
         in_shardings=(whole, rows),
         out_shardings=(whole, whole),
         donate_argnums=0,
     )
-    embed = make_embed(config, mesh)
     log = metrics.Writer(workdir, first)
-    description = describe(config)
+    job = _Job(config, workdir, mesh, step_fn, make_embed(config, mesh), evaluators, saves, log, again)
     try:
         if first < config.steps:
             message = "resuming after" if first else "starting at"
             print(f"{message} step {first} of {config.steps}; run directory {workdir}", flush=True)
-            train_state = _loop(
-                config, train_state, step_fn, saves, log, embed, evaluators, mesh, description, again
-            )
-        if first < config.steps or not _evaluated(workdir, evaluators):
-            _evaluate(config, train_state, embed, evaluators, log, workdir)
+            train_state = _loop(job, train_state)
+        _evaluate(job, train_state, final=True)
     finally:
         log.close()
         saves.close()
     if config.eval.report and evaluators and jax.process_index() == 0:
         from openshape_jax.evals import report
 
-        page = workdir / "report" / "index.html"
-        if first < config.steps or not page.exists():
-            report.write(workdir, config.data.data_dir)
+        report.write(workdir, config.data.data_dir)
     return workdir
 
 
-def _loop(
-    config: Config,
-    train_state: state.TrainState,
-    step_fn: Callable[..., Any],
-    saves: checkpoint.Checkpoints,
-    log: metrics.Writer,
-    embed: Callable[..., Any],
-    evaluators: list[ZeroShot],
-    mesh: jax.sharding.Mesh,
-    description: dict[str, Any],
-    again: str,
-) -> state.TrainState:
+def _loop(job: _Job, train_state: state.TrainState) -> state.TrainState:
     """The steps that are left, with logging, checkpoints and evaluations in between."""
+    config, description = job.config, describe(job.config)
     first = int(train_state.step)
     hosts, host = jax.process_count(), jax.process_index()
-    stream = pipeline.batches(config, first, host, hosts)
-    bar = tqdm(
-        total=config.steps, initial=first, unit="step", desc="train", disable=host != 0, dynamic_ncols=True
-    )
     started, counted = time.perf_counter(), first
-    with _signals() as stopped:
+    with (
+        closing(pipeline.batches(config, first, host, hosts)) as stream,
+        tqdm(total=config.steps, initial=first, unit="step", desc="train", disable=host != 0) as bar,
+        _signals() as stopped,
+    ):
         for step in range(first + 1, config.steps + 1):
-            batch = sharding.put_batch(next(stream), mesh)
-            train_state, values = step_fn(train_state, batch)
+            batch = sharding.put_batch(next(stream), job.mesh)
+            train_state, values = job.step_fn(train_state, batch)
             bar.update()
             if step % config.log_every == 0 or step == config.steps:
                 values = {f"train/{k}": float(v) for k, v in values.items()}  # waits for the device
                 now = time.perf_counter()
                 rate = (step - counted) * config.batch_size / (now - started)
                 started, counted = now, step
-                log.write(step, {**values, "train/shapes_per_s": rate})
+                job.log.write(step, {**values, "train/shapes_per_s": rate})
                 bar.set_postfix(loss=f"{values['train/loss']:.3f}", shapes_per_s=f"{rate:.0f}")
                 _check_finite(values, step)
-            if step % config.checkpoint_every == 0 or step == config.steps:
-                saves.save(train_state, description, wait=step == config.steps)
-            if config.eval.every and step % config.eval.every == 0 and step < config.steps:
-                _evaluate(config, train_state, embed, evaluators, log)
-                started = time.perf_counter()
+            if stopped() or step % config.checkpoint_every == 0 or step == config.steps:
+                job.saves.save(train_state, description, wait=bool(stopped()) or step == config.steps)
             if stopped():
-                bar.close()
-                saves.save(train_state, description, wait=True)
-                stream.close()
-                raise Interrupted(f"stopped by {stopped()} after step {step}; saved. To go on, run {again}")
-    bar.close()
-    stream.close()
+                raise Interrupted(
+                    f"stopped by {stopped()} after step {step}; saved. To go on, run {job.again}"
+                )
+            if config.eval.every and step % config.eval.every == 0 and step < config.steps:
+                _evaluate(job, train_state)
+                started, counted = time.perf_counter(), step
     return train_state
 
 
@@ -150,25 +149,23 @@ def make_embed(config: Config, mesh: jax.sharding.Mesh) -> Callable[..., Any]:
     )
 
 
-def _evaluate(
-    config: Config,
-    train_state: state.TrainState,
-    embed: Callable[..., Any],
-    evaluators: list[ZeroShot],
-    log: metrics.Writer,
-    workdir: Path | None = None,
-) -> None:
+def _evaluate(job: _Job, train_state: state.TrainState, final: bool = False) -> None:
+    """Logs the accuracies; the final ones are also written to WORKDIR/eval."""
     weights = state.evaluated(train_state)
-    for evaluator in evaluators:
-        values = dict(evaluator.run(lambda xyz, rgb: embed(weights, xyz, rgb), workdir))
-        log.write(int(train_state.step), values)
+    for evaluator in job.evaluators:
+        embed = lambda xyz, rgb: job.embed(weights, xyz, rgb)  # noqa: E731
+        values = dict(evaluator.run(embed, job.workdir if final else None))
+        job.log.write(int(train_state.step), values)
         top1 = ", ".join(f"{k.split('/')[1]} {v:.1%}" for k, v in values.items() if k.endswith("/top1"))
         tqdm.write(f"step {int(train_state.step)}: zero-shot top-1 {top1}")
 
 
-def _evaluated(workdir: Path, evaluators: list[ZeroShot]) -> bool:
-    tasks = [task for evaluator in evaluators for task in evaluator.tasks if len(task.rows)]
-    return all((workdir / "eval" / f"{task.name}.json").exists() for task in tasks)
+def _is_complete(config: Config, workdir: Path) -> bool:
+    """Whether the results and the report of a finished run are there."""
+    wanted = [workdir / "eval" / f"{name.replace('/', '_')}.json" for name in config.eval.datasets]
+    if config.eval.report and config.eval.datasets:
+        wanted.append(workdir / "report" / "index.html")
+    return all(path.exists() for path in wanted)
 
 
 def describe(config: Config) -> dict[str, Any]:
@@ -192,7 +189,7 @@ def _signals() -> Iterator[Callable[[], str]]:
 
     def note(number: int, _frame: Any) -> None:
         came.append(signal.Signals(number).name)
-        signal.signal(number, old[number])
+        signal.signal(number, old[signal.Signals(number)])
 
     numbers = (signal.SIGINT, signal.SIGTERM)
     try:

@@ -55,7 +55,8 @@ def test_only_checkpoint_imports_orbax_and_nothing_torch_or_tensorflow():
     "command", ["import openshape_jax", "import openshape_jax.main", "import openshape_jax.cli.main"]
 )
 def test_start_up_imports_nothing_heavy(command):
-    code = f"{command}; import sys; print([m for m in ('jax', 'flax', 'orbax', 'trimesh', 'grain', 'matplotlib') if m in sys.modules])"
+    heavy = ("jax", "flax", "orbax", "trimesh", "grain", "matplotlib")
+    code = f"{command}; import sys; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
 

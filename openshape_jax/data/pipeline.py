@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import numpy as np
@@ -83,12 +83,16 @@ def _check_width(name: str, record: dict[str, Any], width: int) -> None:
 
 def batches(
     config: Config, first_step: int, host: int = 0, hosts: int = 1
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Generator[dict[str, np.ndarray]]:
     """The host's batches of steps `first_step`, `first_step` + 1, ... without end, read ahead by a thread.
 
-    Close the iterator (or let it be collected) to stop its thread.
+    Close the generator to stop its thread.
     """
     import grain
 
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=config.data.prefetch)
-    return iter(dataset(config, host, hosts)[first_step:].to_iter_dataset(options))
+    stream = iter(dataset(config, host, hosts)[first_step:].to_iter_dataset(options))
+    try:
+        yield from stream
+    finally:
+        stream.close()

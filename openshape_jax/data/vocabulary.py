@@ -156,5 +156,5 @@ def load() -> Vocabulary:
     """The vocabulary shipped with the package (openshape_jax/assets/NOTICE says where it comes from)."""
     path = resources.files("openshape_jax") / "assets" / "clip_vitb32_text.npz"
     with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-        lists = [[str(x) for x in file[k]] for k in ("names", "keys", "synonyms")]
-        return Vocabulary(*lists, file["features"])
+        names, keys, synonyms = ([str(x) for x in file[k]] for k in ("names", "keys", "synonyms"))
+        return Vocabulary(names, keys, synonyms, file["features"])

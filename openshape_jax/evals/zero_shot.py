@@ -88,7 +88,7 @@ class ZeroShot:
     ) -> Task:
         index = {c: i for i, c in enumerate(classes)}
         rows = np.array([i for i, label in enumerate(labels) if label in index], np.int64)
-        label = np.array([index[labels[i]] for i in rows], np.int64)
+        label = np.array([index[labels[int(i)]] for i in rows], np.int64)
         return Task(name, dataset, split, rows, label, classes, words.encode(classes))
 
     def embed_all(self, embed: Embed) -> np.ndarray:
