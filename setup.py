@@ -27,6 +27,7 @@ setup(
         "optax>=0.2.5",
         "orbax-checkpoint>=0.12,<1",
         "tensorflow-datasets>=4.9.9",
+        "importlib_resources>=6",  # imported by tensorflow-datasets, which does not ask for it
         "grain>=0.2.12",
         "transformers>=5",
         "numpy>=2",

@@ -33,3 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         code = explain(error)
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

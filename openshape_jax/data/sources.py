@@ -36,7 +36,8 @@ def find(name: str, data_dir: str | Path = "") -> Path:
       DatasetMissing: it is not there.
     """
     root = data_root(data_dir) / name
-    versions = [p.parent for p in root.glob("*/dataset_info.json")]
+    # TFDS puts a data set that has configs one folder deeper; without a name its config is "default".
+    versions = [p.parent for folder in (root, root / "default") for p in folder.glob("*/dataset_info.json")]
     if not versions:
         base = name.partition("/")[0]
         raise DatasetMissing(

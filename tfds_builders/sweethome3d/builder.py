@@ -108,12 +108,17 @@ class Sweethome3d(tfds.core.GeneratorBasedBuilder):
             ),
         )
 
+    @property
+    def _metadata(self) -> dict[str, Any]:
+        assert self.info.metadata is not None
+        return self.info.metadata
+
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
         paths, source = libraries.find(dl_manager)
         print(f"{len(paths)} libraries from {source}: {', '.join(p.stem for p in paths)}")
         entries = catalogue.read_all(paths)
-        self.info.metadata.update(
-            source=f"Sweet Home 3D furniture libraries, {source}",
+        self._metadata.update(
+            source=f"Sweet Home 3D furniture libraries, {source.partition(' (')[0]}",
             libraries=[p.name for p in paths],
             attribution=catalogue.attribution(entries),
             skipped=0,
@@ -168,7 +173,7 @@ class Sweethome3d(tfds.core.GeneratorBasedBuilder):
 
     def _reject(self, entry: catalogue.Entry, error: str) -> None:
         """Notes a model that cannot be used in rejects.jsonl, beside the records."""
-        self.info.metadata["skipped"] += 1
+        self._metadata["skipped"] += 1
         line = {"uid": entry.uid, "name": entry.name, "library": entry.library, "error": error}
         with (Path(self.data_dir) / "rejects.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
