@@ -143,8 +143,9 @@ def read_with_trimesh(data: bytes, suffix: str, fetch: Fetch) -> list[Part] | Ra
       ValueError: it is damaged, or has neither faces nor points.
     """
     import trimesh  # half a second: imported where it is needed
+    from trimesh.resolvers import Resolver as BaseResolver
 
-    class Resolver(trimesh.resolvers.Resolver):
+    class Resolver(BaseResolver):
         """Files beside the mesh only."""
 
         def __init__(self, get: Callable[[str], bytes]):

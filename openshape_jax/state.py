@@ -90,7 +90,7 @@ def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[Train
             now = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
             fresh = {"encoder": params["encoder"], "stats": stats}
             ema = jax.tree.map(lambda old, new: old * now + new * (1 - now), ema, fresh)
-        metrics["grad_norm"] = optax.global_norm(grads)
+        metrics["grad_norm"] = optax.tree.norm(grads)
         new = TrainState(step=state.step + 1, params=params, stats=stats, opt_state=opt_state, ema=ema)
         return new, metrics
 

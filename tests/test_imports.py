@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).parent.parent / "openshape_jax"
 # From the bottom up: a module may import from its own layer's package and from layers before it.
 LAYERS = [
     {"version"}, {"config"}, {"ops"}, {"models"}, {"losses"}, {"optim"}, {"sharding"},
-    {"data"}, {"geometry_io", "mesh_sampling", "render"}, {"augment"}, {"state"}, {"checkpoint"}, {"metrics"},
+    {"data"}, {"mesh_sampling"}, {"obj_reader"}, {"mesh_files"}, {"geometry_io"}, {"render"}, {"augment"},
+    {"state"}, {"checkpoint"}, {"metrics"},
     {"evals"}, {"train"}, {"errors"}, {"main", "api"}, {"cli"},
 ]  # fmt: skip
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

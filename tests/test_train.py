@@ -120,6 +120,7 @@ def test_finished_run_returns_at_once_and_evaluates_what_is_missing(data_dir, fi
 def test_damaged_checkpoint_falls_back_loudly(data_dir, finished, tmp_path, capsys):
     workdir = tmp_path / "damaged"
     shutil.copytree(finished, workdir)
+    (workdir / "eval/primitives_tiny.json").unlink()  # something is left to do
     newest = workdir / "checkpoints" / "8" / "state"
     for file in newest.rglob("*"):
         if file.is_file():
@@ -132,6 +133,7 @@ def test_damaged_checkpoint_falls_back_loudly(data_dir, finished, tmp_path, caps
 def test_no_readable_checkpoint_is_an_error(data_dir, finished, tmp_path):
     workdir = tmp_path / "all_damaged"
     shutil.copytree(finished, workdir)
+    (workdir / "eval/primitives_tiny.json").unlink()
     for file in (workdir / "checkpoints").rglob("*"):
         if file.is_file():
             os.truncate(file, 0)

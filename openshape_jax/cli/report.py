@@ -7,7 +7,9 @@ import argparse
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
     """Adds the verb."""
-    p = verbs.add_parser("report", help="write the HTML report of a run", description="Writes WORKDIR/report/index.html.")
+    p = verbs.add_parser(
+        "report", help="write the HTML report of a run", description="Writes WORKDIR/report/index.html."
+    )
     p.add_argument("workdir", metavar="WORKDIR", help="run directory of a training run")
     p.add_argument("--data_dir", default="", help="default: TFDS_DATA_DIR or ~/tensorflow_datasets")
     p.set_defaults(run=run)

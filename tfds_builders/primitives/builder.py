@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from typing import Any
+from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
@@ -53,8 +53,8 @@ class Primitives(tfds.core.GeneratorBasedBuilder):
     """Parametric coloured objects with compositional captions; see README.md."""
 
     VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First release."}
-    BUILDER_CONFIGS = [
+    RELEASE_NOTES: ClassVar = {"1.0.0": "First release."}
+    BUILDER_CONFIGS: ClassVar = [
         PrimitivesConfig(name="default", description="3,000 + 414 shapes at 4,096 points"),
         PrimitivesConfig(
             name="tiny", description="138 + 69 shapes at 1,024 points", train=138, test=69, num_points=1024

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from tfds_builders.primitives.parts import Scene
 
 COUNT = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight", 9: "nine"}
@@ -19,17 +21,24 @@ def chair(s: Scene, colour: str, arms: float = 0.35, wide: bool = False) -> str:
     w, d = (s.u(0.55, 0.85), s.u(0.5, 0.8)) if wide else (s.u(0.36, 0.56), s.u(0.36, 0.55))
     seat, back, thick = s.u(0.38, 0.5), s.u(0.3, 0.75), s.u(0.02, 0.14 if not wide else 0.22)
     metal, lean = s.colour(*METAL, *WOOD), s.u(-0.05, 0.3)
-    base = s.pick("four legs", "four legs", "four legs", "a star base", "a sled base", "a solid base", "a cantilever frame")
+    base = s.pick(
+        "four legs",
+        "four legs",
+        "four legs",
+        "a star base",
+        "a sled base",
+        "a solid base",
+        "a cantilever frame",
+    )
     if base == "four legs":
         s.legs(w, d, seat, s.u(0.02, 0.06), metal, s.pick(0.0, 0.0, s.u(0.05, 0.25)))
         if s.chance(0.3):
             s.box((0, 0, seat * 0.4), (w * 0.9, d * 0.9, 0.02), metal) if s.chance(0.2) else [
-                s.rod((x, -d / 2.2, seat * 0.4), (x, d / 2.2, seat * 0.4), 0.01, metal) for x in (-w / 2.3, w / 2.3)
+                s.rod((x, -d / 2.2, seat * 0.4), (x, d / 2.2, seat * 0.4), 0.01, metal)
+                for x in (-w / 2.3, w / 2.3)
             ]
     elif base == "a star base":
         s.rod((0, 0, 0.08), (0, 0, seat), 0.03, metal)
-        import numpy as np
-
         for a in np.linspace(0, 2 * np.pi, 6)[:5]:
             end = (w * 0.6 * np.cos(a), w * 0.6 * np.sin(a), 0.05)
             s.rod((0, 0, 0.1), end, 0.02, metal)
@@ -43,12 +52,14 @@ def chair(s: Scene, colour: str, arms: float = 0.35, wide: bool = False) -> str:
             if base == "a sled base":
                 s.rod((x, d / 2, 0.015), (x, d / 2, seat), 0.015, metal)
     if s.chance(0.2):
-        s.lathe([(0, -thick / 2), (w / 2, -thick / 2), (w / 2, thick / 2), (0, thick / 2)], (0, 0, seat), colour)
+        s.lathe(
+            [(0, -thick / 2), (w / 2, -thick / 2), (w / 2, thick / 2), (0, thick / 2)], (0, 0, seat), colour
+        )
     else:
         s.box((0, 0, seat), (w, d, thick), colour)
-    import numpy as np
-
-    style = s.pick("a solid back", "a solid back", "a slatted back", "a ladder back", "a curved back", "an open back")
+    style = s.pick(
+        "a solid back", "a solid back", "a slatted back", "a ladder back", "a curved back", "an open back"
+    )
     rise = seat + back / 2 + thick / 2
     shift = d / 2 - 0.02 + np.sin(lean) * back / 2
     if style == "a solid back":
@@ -98,13 +109,23 @@ def _upholstered(s: Scene, colour: str, seats: int) -> str:
         s.legs(w + 2 * arm - 0.1, d - 0.1, foot, 0.05, s.colour(*WOOD))
     lean = s.u(0, 0.25)
     thick = s.u(0.12, 0.25)
-    s.box((0, d / 2 - thick / 2, seat / 2 + back / 2), (w + 2 * arm, thick, seat + back), colour, lean=-lean * 0.3)
+    s.box(
+        (0, d / 2 - thick / 2, seat / 2 + back / 2),
+        (w + 2 * arm, thick, seat + back),
+        colour,
+        lean=-lean * 0.3,
+    )
     loose = s.chance(0.75)
     for i in range(seats):
         x = (i - (seats - 1) / 2) * each
         s.box((x, -thick / 2, seat - 0.04), (each * 0.97, d - thick, 0.16), colour)
         if loose:
-            s.box((x, d / 2 - thick - 0.06, seat + back * 0.45), (each * 0.93, 0.14, back * 0.8), colour, lean=-lean)
+            s.box(
+                (x, d / 2 - thick - 0.06, seat + back * 0.45),
+                (each * 0.93, 0.14, back * 0.8),
+                colour,
+                lean=-lean,
+            )
     side = s.chance(0.9)
     if side:
         height = seat + s.u(0.1, 0.3)
@@ -117,7 +138,13 @@ def _upholstered(s: Scene, colour: str, seats: int) -> str:
         side_x = s.pick(-1, 1) * (w / 2 - each / 2)
         s.box((side_x, -d / 2 - 0.4, seat / 2), (each, 0.8, seat), colour)
     for _ in range(int(s.rng.integers(0, 4))):
-        s.box((s.u(-w / 2.5, w / 2.5), 0.0, seat + 0.2), (0.4, 0.12, 0.36), s.colour(), turn=s.u(-0.4, 0.4), lean=-0.4)
+        s.box(
+            (s.u(-w / 2.5, w / 2.5), 0.0, seat + 0.2),
+            (0.4, 0.12, 0.36),
+            s.colour(),
+            turn=s.u(-0.4, 0.4),
+            lean=-0.4,
+        )
     shape = ", L-shaped" if corner else ""
     return f"{plural(seats, 'seat')}{shape}" + (" and thick arms" if side else "")
 
@@ -196,7 +223,9 @@ def desk(s: Scene, colour: str) -> str:
     elif s.chance(0.2):
         s.box((s.pick(-1, 1) * (w / 2 - 0.25), -d / 2 - 0.4, h), (0.5, 0.9, 0.04), colour)
         extra = " and a side wing"
-    return (f"{plural(drawers * len(sides), 'drawer')}" if sides and drawers * len(sides) < 10 else "a plain top") + extra
+    return (
+        f"{plural(drawers * len(sides), 'drawer')}" if sides and drawers * len(sides) < 10 else "a plain top"
+    ) + extra
 
 
 def _body(s: Scene, size, foot: float, colour: str) -> None:
@@ -250,17 +279,29 @@ def bed(s: Scene, colour: str, base: float = 0.0, mattress: bool = True) -> str:
     s.box((0, 0, base + (h + foot) / 2), (w, length, h - foot), colour)
     s.legs(w, length, base + foot, 0.07, colour) if base + foot > 0.04 else None
     if mattress:
-        s.box((0, 0, base + h + 0.08), (w * 0.95, length * 0.97, s.u(0.12, 0.28)), s.colour("white", "beige", "grey", "blue"))
+        s.box(
+            (0, 0, base + h + 0.08),
+            (w * 0.95, length * 0.97, s.u(0.12, 0.28)),
+            s.colour("white", "beige", "grey", "blue"),
+        )
     if s.chance(0.6):
         s.box((0, -length * 0.12, base + h + 0.17), (w * 1.0, length * 0.72, 0.06), s.colour())
-    head, style = s.u(0.35, 0.9), s.pick("a solid headboard", "a barred headboard", "a solid headboard", "no headboard")
+    head, style = (
+        s.u(0.35, 0.9),
+        s.pick("a solid headboard", "a barred headboard", "a solid headboard", "no headboard"),
+    )
     y = length / 2
     if style == "a solid headboard":
         s.box((0, y, base + (h + head) / 2), (w * s.u(1, 1.15), s.u(0.03, 0.12), h + head), colour)
     elif style == "a barred headboard":
         bars = int(s.rng.integers(4, 10))
         for i in range(bars):
-            s.rod((-w / 2 + i * w / (bars - 1), y, base), (-w / 2 + i * w / (bars - 1), y, base + h + head), 0.015, colour)
+            s.rod(
+                (-w / 2 + i * w / (bars - 1), y, base),
+                (-w / 2 + i * w / (bars - 1), y, base + h + head),
+                0.015,
+                colour,
+            )
         s.rod((-w / 2, y, base + h + head), (w / 2, y, base + h + head), 0.02, colour)
     if s.chance(0.4):
         s.box((0, -y, base + (h + head * 0.4) / 2), (w, 0.05, h + head * 0.4), colour)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 from tfds_builders.primitives.furniture import plural
@@ -21,7 +23,12 @@ def car(s: Scene, colour: str) -> str:
     tall = s.u(0.4, 0.65)
     s.box((0, start, r + h + tall / 2), (w * 0.85, cabin * 0.75, tall), colour)
     for side, reach in ((-1, cabin * 0.5), (1, cabin * 0.45)):
-        s.box((0, start + side * reach * 0.8, r + h + tall * 0.42), (w * 0.83, 0.05, tall * 1.15), "black", lean=side * 0.6)
+        s.box(
+            (0, start + side * reach * 0.8, r + h + tall * 0.42),
+            (w * 0.83, 0.05, tall * 1.15),
+            "black",
+            lean=side * 0.6,
+        )
     for x in (-1, 1):
         s.box((x * w * 0.43, start, r + h + tall / 2), (0.02, cabin * 0.65, tall * 0.6), "black")
         for y in (-0.32, 0.32):
@@ -43,7 +50,7 @@ def truck(s: Scene, colour: str) -> str:
         for x in (-1, 1):
             s.box((x * w / 2, 0, r + 0.5), (0.05, load, 0.6), colour)
     wheels = s.pick(4, 6)
-    for y in ((-load / 2 - 0.9, load * 0.3) if wheels == 4 else (-load / 2 - 0.9, load * 0.1, load * 0.35)):
+    for y in (-load / 2 - 0.9, load * 0.3) if wheels == 4 else (-load / 2 - 0.9, load * 0.1, load * 0.35):
         for x in (-1, 1):
             _wheel(s, x * w / 2, y, r, 0.3)
     return f"{plural(wheels, 'wheel')} and {'a closed box' if closed else 'an open bed'}"
@@ -56,7 +63,11 @@ def bus(s: Scene, colour: str) -> str:
     s.box((0, 0, r + h / 2), (w, length, h), colour)
     for x in (-1, 1):
         for i in range(n):
-            s.box((x * w / 2, (i - (n - 1) / 2) * length / n, r + h * 0.65), (0.04, length / n * 0.8, h * 0.35), "black")
+            s.box(
+                (x * w / 2, (i - (n - 1) / 2) * length / n, r + h * 0.65),
+                (0.04, length / n * 0.8, h * 0.35),
+                "black",
+            )
         for y in (-0.33, 0.3):
             _wheel(s, x * w / 2, y * length, r, 0.3)
     s.box((0, -length / 2, r + h * 0.6), (w * 0.9, 0.04, h * 0.5), "black")
@@ -68,14 +79,21 @@ def bicycle(s: Scene, colour: str) -> str:
     r, base = s.u(0.28, 0.36), s.u(0.95, 1.1)
     for y in (-base / 2, base / 2):
         ring = [(r * np.cos(a), r * np.sin(a)) for a in np.linspace(0, 2 * np.pi, 17)]
-        for a, b in zip(ring, ring[1:], strict=False):
+        for a, b in pairwise(ring):
             s.rod((0, y + a[0], r + a[1]), (0, y + b[0], r + b[1]), 0.02, "black")
         for a in np.linspace(0, np.pi, 5)[:4]:
             d = (r * np.cos(a), r * np.sin(a))
             s.rod((0, y - d[0], r - d[1]), (0, y + d[0], r + d[1]), 0.003, "steel")
     saddle, head, crank = (0, base * 0.2, r + 0.5), (0, -base * 0.35, r + 0.5), (0, base * 0.05, r)
     rear, front = (0, base / 2, r), (0, -base / 2, r)
-    for a, b in ((saddle, crank), (saddle, head), (head, crank), (saddle, rear), (crank, rear), (head, front)):
+    for a, b in (
+        (saddle, crank),
+        (saddle, head),
+        (head, crank),
+        (saddle, rear),
+        (crank, rear),
+        (head, front),
+    ):
         s.rod(a, b, 0.018, colour)
     s.ball((0, base * 0.22, r + 0.55), (0.08, 0.13, 0.04), "black")
     s.rod((-0.28, -base * 0.36, r + 0.62), (0.28, -base * 0.36, r + 0.62), 0.012, "black")
@@ -92,7 +110,9 @@ def airplane(s: Scene, colour: str) -> str:
     sweep = s.u(0, 0.4)
     for x in (-1, 1):
         s.box((x * span / 4, sweep * span / 8, 0), (span / 2, length * 0.15, 0.12), colour, turn=x * sweep)
-        s.box((x * span / 9, length * 0.46, r * 0.5), (span / 4.5, length * 0.08, 0.08), colour, turn=x * sweep)
+        s.box(
+            (x * span / 9, length * 0.46, r * 0.5), (span / 4.5, length * 0.08, 0.08), colour, turn=x * sweep
+        )
     s.box((0, length * 0.45, r * 0.5 + length * 0.08), (0.08, length * 0.12, length * 0.16), s.colour())
     engines = s.pick(1, 2, 4)
     if engines == 1:

@@ -10,10 +10,12 @@ from collections.abc import Sequence
 import numpy as np
 
 COLOURS = {
-    "white": (0.93, 0.93, 0.91), "black": (0.08, 0.08, 0.09), "grey": (0.5, 0.5, 0.52), "red": (0.75, 0.12, 0.1),
-    "blue": (0.14, 0.27, 0.65), "green": (0.16, 0.5, 0.22), "yellow": (0.92, 0.78, 0.16), "orange": (0.9, 0.45, 0.1),
-    "brown": (0.4, 0.25, 0.13), "beige": (0.83, 0.75, 0.6), "pink": (0.9, 0.55, 0.65), "purple": (0.42, 0.2, 0.5),
-    "wooden": (0.6, 0.4, 0.22), "oak": (0.72, 0.55, 0.34), "steel": (0.7, 0.72, 0.74), "turquoise": (0.2, 0.65, 0.65),
+    "white": (0.93, 0.93, 0.91), "black": (0.08, 0.08, 0.09), "grey": (0.5, 0.5, 0.52),
+    "red": (0.75, 0.12, 0.1), "blue": (0.14, 0.27, 0.65), "green": (0.16, 0.5, 0.22),
+    "yellow": (0.92, 0.78, 0.16), "orange": (0.9, 0.45, 0.1), "brown": (0.4, 0.25, 0.13),
+    "beige": (0.83, 0.75, 0.6), "pink": (0.9, 0.55, 0.65), "purple": (0.42, 0.2, 0.5),
+    "wooden": (0.6, 0.4, 0.22), "oak": (0.72, 0.55, 0.34), "steel": (0.7, 0.72, 0.74),
+    "turquoise": (0.2, 0.65, 0.65),
 }  # fmt: skip
 SECTIONS = 20  # of a full turn
 
@@ -46,13 +48,19 @@ class Scene:
 
     def add(self, triangles: np.ndarray, colour: str | Vec) -> None:
         """Adds (n, 3, 3) triangles; a named colour is varied a little."""
-        rgb = np.array(COLOURS[colour]) + self.rng.normal(0, 0.03, 3) if isinstance(colour, str) else np.array(colour)
+        rgb = (
+            np.array(COLOURS[colour]) + self.rng.normal(0, 0.03, 3)
+            if isinstance(colour, str)
+            else np.array(colour)
+        )
         self._triangles.append(np.asarray(triangles, np.float64))
         self._colours.append(np.clip(rgb, 0, 1))
 
     def box(self, centre: Vec, size: Vec, colour: str, turn: float = 0.0, lean: float = 0.0) -> None:
         """A box; `turn` about z and before it `lean` about x, in radians."""
-        corners = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)]) * np.array(size) / 2
+        corners = (
+            np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)]) * np.array(size) / 2
+        )
         quads = [(0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3)]
         c, s = np.cos(lean), np.sin(lean)
         corners = corners @ np.array([[1, 0, 0], [0, c, s], [0, -s, c]])
@@ -88,7 +96,9 @@ class Scene:
         profile = np.stack([np.cos(angles), np.sin(angles)], 1)
         self.add(revolve(profile, 16) * r + np.array(centre), colour)
 
-    def legs(self, width: float, depth: float, height: float, thick: float, colour: str, splay: float = 0.0) -> None:
+    def legs(
+        self, width: float, depth: float, height: float, thick: float, colour: str, splay: float = 0.0
+    ) -> None:
         """Four legs at the corners of a width x depth rectangle, from the floor up to `height`."""
         round_ = self.chance(0.5)
         for sx in (-1, 1):
@@ -100,7 +110,14 @@ class Scene:
                     self.box((x, y, height / 2), (thick, thick, height), colour)
 
     def front_grid(
-        self, size: Vec, bottom: float, rows: int, columns: int, colour: str, handle: str | None, knob: bool = False
+        self,
+        size: Vec,
+        bottom: float,
+        rows: int,
+        columns: int,
+        colour: str,
+        handle: str | None,
+        knob: bool = False,
     ) -> None:
         """Drawer or door fronts on the face y = -size[1] / 2 of a body of `size`, with handles."""
         width, depth, height = size

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tfds_builders.primitives import furniture, household, outdoors
+from tfds_builders.primitives import appliances, furniture, household, outdoors
 from tfds_builders.primitives.parts import Scene
 
 # label (a name of the vocabulary) -> (constructor, other true names)
@@ -30,10 +30,10 @@ CATEGORIES = {
     "bathtub": (household.bathtub, ("bath",)),
     "sink": (household.sink, ("washbasin",)),
     "faucet": (household.faucet, ("tap",)),
-    "monitor (computer equipment)": (household.monitor, ("computer screen",)),
-    "television set": (household.television_set, ("tv",)),
-    "laptop computer": (household.laptop, ("laptop",)),
-    "lamp": (household.lamp, ()),
+    "monitor (computer equipment)": (appliances.monitor, ("computer screen",)),
+    "television set": (appliances.television_set, ("tv",)),
+    "laptop computer": (appliances.laptop, ("laptop",)),
+    "lamp": (appliances.lamp, ()),
     "bottle": (household.bottle, ()),
     "cup": (household.cup, ()),
     "mug": (household.mug, ("cup",)),
@@ -41,23 +41,23 @@ CATEGORIES = {
     "bowl": (household.bowl, ()),
     "plate": (household.plate, ("dish",)),
     "pot": (household.pot, ("cooking pot",)),
-    "refrigerator": (household.refrigerator, ("fridge",)),
-    "stove": (household.stove, ("cooker",)),
-    "automatic washer": (household.automatic_washer, ("washing machine",)),
-    "radiator": (household.radiator, ()),
+    "refrigerator": (appliances.refrigerator, ("fridge",)),
+    "stove": (appliances.stove, ("cooker",)),
+    "automatic washer": (appliances.automatic_washer, ("washing machine",)),
+    "radiator": (appliances.radiator, ()),
     "door": (household.door, ()),
     "window": (household.window, ()),
     "box": (household.box, ()),
     "trash can": (household.trash_can, ("bin",)),
-    "wall socket": (household.wall_socket, ("power outlet",)),
-    "light switch": (household.light_switch, ()),
-    "clock": (household.clock, ("wall clock",)),
+    "wall socket": (appliances.wall_socket, ("power outlet",)),
+    "light switch": (appliances.light_switch, ()),
+    "clock": (appliances.clock, ("wall clock",)),
     "ladder": (household.ladder, ()),
     "stairs": (household.stairs, ("staircase",)),
     "houseplant": (household.houseplant, ("potted plant",)),
     "fireplace": (household.fireplace, ()),
     "umbrella": (household.umbrella, ("parasol",)),
-    "speaker (stero equipment)": (household.speaker, ("loudspeaker",)),
+    "speaker (stero equipment)": (appliances.speaker, ("loudspeaker",)),
     "car (automobile)": (outdoors.car, ("car",)),
     "truck": (outdoors.truck, ()),
     "bus (vehicle)": (outdoors.bus, ("bus",)),
@@ -103,7 +103,13 @@ def sample(seed: int, num_points: int) -> Shape:
     # Proportions vary beyond the parameters.
     stretch = np.exp(scene.rng.uniform(-0.12, 0.12, 3))
     size = np.ptp(xyz * stretch, axis=0)
-    tall = "tall" if size[2] > 1.6 * max(size[0], size[1]) else "flat" if size[2] < 0.35 * max(size[0], size[1]) else ""
+    tall = (
+        "tall"
+        if size[2] > 1.6 * max(size[0], size[1])
+        else "flat"
+        if size[2] < 0.35 * max(size[0], size[1])
+        else ""
+    )
     noun = label.partition(" (")[0]
     words = f"{tall} {noun} with {details}".strip()
     article = "an" if words[0] in "aeiou" else "a"
