@@ -32,7 +32,7 @@ class Model:
         self.config: config.ModelConfig = config.from_dict(metadata["model"], config.ModelConfig)
         self.num_points = int(metadata["num_points"])
         self._weights = jax.device_put(weights)
-        self._embed = jax.jit(state.make_embed(self.config))
+        self._embed = jax.jit(state.make_embed(self.config, int(metadata["views"])))
 
     def embed(self, points: Points, up: str = "z", seed: int = 0) -> np.ndarray:
         """Unit vectors (B, D) float32, B = 1 for a single cloud.

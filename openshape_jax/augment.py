@@ -27,7 +27,8 @@ def unit_sphere(xyz: Float[Array, "N 3"]) -> Float[Array, "N 3"]:
     return centred * jax.lax.rsqrt(jnp.maximum(jnp.square(centred).sum(1).max(), 1e-12))
 
 
-def _rotation(axis: int, angle: Array) -> Float[Array, "3 3"]:
+def rotation(axis: int, angle: Array) -> Float[Array, "3 3"]:
+    """The matrix that turns column vectors by `angle` radians about an axis (0 x, 1 y, 2 z)."""
     c, s = jnp.cos(angle), jnp.sin(angle)
     i, j = [(1, 2), (2, 0), (0, 1)][axis]
     return jnp.eye(3).at[i, i].set(c).at[j, j].set(c).at[i, j].set(-s).at[j, i].set(s)
@@ -77,8 +78,8 @@ def augment_one(
     tilt = jnp.clip(tilt, -config.tilt_clip, config.tilt_clip)
     heading = jax.random.uniform(next(keys), minval=-jnp.pi, maxval=jnp.pi) * config.azimuth
     for axis in range(3):
-        xyz = xyz @ _rotation(axis, tilt[axis]).T
-    xyz = xyz @ _rotation(2, heading).T
+        xyz = xyz @ rotation(axis, tilt[axis]).T
+    xyz = xyz @ rotation(2, heading).T
     sigma, noise = jax.random.split(next(keys))
     xyz = xyz + config.noise_sigma * jax.random.uniform(sigma) * jax.random.normal(noise, xyz.shape)
     rgb = jnp.where(jax.random.bernoulli(next(keys), config.gray), GRAY, rgb)

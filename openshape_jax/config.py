@@ -100,6 +100,7 @@ class EvalConfig:
     every: int = 0  # steps between evaluations during training; 0: only at the end
     batch_size: int = 64
     num_points: int = 10_000
+    views: int = 1  # headings about z whose embeddings are averaged
     report: bool = False  # write WORKDIR/report/index.html at the end
 
 
@@ -255,7 +256,7 @@ def validate(config: Config) -> Config:
         "model.dim": m.dim, "model.depth": m.depth, "model.heads": m.heads, "model.mlp_dim": m.mlp_dim,
         "model.patches": m.patches, "model.nsample": m.nsample, "model.radius": m.radius,
         "model.embed_dim": m.embed_dim, "data.num_points": d.num_points,
-        "optim.learning_rate": o.learning_rate, "eval.batch_size": e.batch_size,
+        "optim.learning_rate": o.learning_rate, "eval.batch_size": e.batch_size, "eval.views": e.views,
         "loss.logit_scale": config.loss.logit_scale,
     }  # fmt: skip
     for path, value in positive.items():

@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from openshape_jax import losses, models, optim
-from openshape_jax.augment import augment, dequantize, unit_sphere
+from openshape_jax.augment import augment, dequantize, rotation, unit_sphere
 from openshape_jax.config import Config, ModelConfig
 
 Batch = dict[str, Array]
@@ -97,12 +97,24 @@ def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[Train
     return step
 
 
-def make_embed(config: ModelConfig) -> Callable[..., Float[Array, "B D"]]:
-    """The pure function (weights, xyz, rgb) -> unit embeddings (B, D); weights as `evaluated` gives."""
+def make_embed(config: ModelConfig, views: int = 1) -> Callable[..., Float[Array, "B D"]]:
+    """The pure function (weights, xyz, rgb) -> unit embeddings (B, D); weights as `evaluated` gives.
+
+    With several views the cloud is turned to `views` headings evenly about z, each starting at another
+    point, and the unit embeddings are averaged (a departure from OpenShape, which takes one view).
+    """
+
+    def one_view(weights: dict[str, Any], xyz: Array, rgb: Array, view: Array) -> Array:
+        angle = 2 * jnp.pi * view / views
+        shift = view * (xyz.shape[1] // views)
+        turned = jnp.roll(xyz @ rotation(2, angle).T, shift, axis=1), jnp.roll(rgb, shift, axis=1)
+        return losses.normalize(models.apply(config, weights["encoder"], weights["stats"], *turned)[0])
 
     def embed(weights: dict[str, Any], xyz: Array, rgb: Array) -> Array:
         xyz = jax.vmap(unit_sphere)(xyz)
-        out, _ = models.apply(config, weights["encoder"], weights["stats"], xyz, rgb)
-        return losses.normalize(out)
+        if views == 1:
+            return losses.normalize(models.apply(config, weights["encoder"], weights["stats"], xyz, rgb)[0])
+        every = jax.lax.map(lambda view: one_view(weights, xyz, rgb, view), jnp.arange(views))
+        return losses.normalize(every.mean(0))
 
     return embed

@@ -101,6 +101,7 @@ def _loop(job: _Job, train_state: state.TrainState) -> state.TrainState:
     first = int(train_state.step)
     hosts, host = jax.process_count(), jax.process_index()
     started, counted = time.perf_counter(), first
+    values: dict[str, Any] = {}
     with (
         closing(pipeline.batches(config, first, host, hosts)) as stream,
         tqdm(total=config.steps, initial=first, unit="step", desc="train", disable=host != 0) as bar,
@@ -108,16 +109,17 @@ def _loop(job: _Job, train_state: state.TrainState) -> state.TrainState:
     ):
         for step in range(first + 1, config.steps + 1):
             batch = sharding.put_batch(next(stream), job.mesh)
+            jax.block_until_ready(values)  # one step ahead of the device, so that the bar tells the truth
             train_state, values = job.step_fn(train_state, batch)
             bar.update()
             if step % config.log_every == 0 or step == config.steps:
-                values = {f"train/{k}": float(v) for k, v in values.items()}  # waits for the device
+                scalars = {f"train/{k}": float(v) for k, v in values.items()}
                 now = time.perf_counter()
                 rate = (step - counted) * config.batch_size / (now - started)
                 started, counted = now, step
-                job.log.write(step, {**values, "train/shapes_per_s": rate})
-                bar.set_postfix(loss=f"{values['train/loss']:.3f}", shapes_per_s=f"{rate:.0f}")
-                _check_finite(values, step)
+                job.log.write(step, {**scalars, "train/shapes_per_s": rate})
+                bar.set_postfix(loss=f"{scalars['train/loss']:.3f}", shapes_per_s=f"{rate:.0f}")
+                _check_finite(scalars, step)
             if stopped() or step % config.checkpoint_every == 0 or step == config.steps:
                 job.saves.save(train_state, description, wait=bool(stopped()) or step == config.steps)
             if stopped():
@@ -140,7 +142,7 @@ def _check_finite(values: dict[str, float], step: int) -> None:
 
 def make_embed(config: Config, mesh: jax.sharding.Mesh) -> Callable[..., Any]:
     """A function (weights, xyz codes, rgb codes) -> (B, D) unit vectors, rows split over the mesh."""
-    unit = state.make_embed(config.model)
+    unit = state.make_embed(config.model, config.eval.views)
     whole, rows = sharding.replicated(mesh), sharding.by_row(mesh)
     return jax.jit(
         lambda weights, xyz, rgb: unit(weights, *dequantize(xyz, rgb)),
@@ -177,6 +179,7 @@ def describe(config: Config) -> dict[str, Any]:
         "up": "z",
         "colour": "rgb in [0, 1]; 0.4 where a shape has none",
         "num_points": config.eval.num_points,
+        "views": config.eval.views,
         "trained_on": list(config.data.datasets),
         "version": __version__,
     }
