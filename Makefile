@@ -9,7 +9,6 @@ RUN := runs/quickstart
 # Where no source of the real models is reachable, the synthetic set takes their place (data build says so).
 quickstart: $(VENV)/.quickstart
 	@set -e; config=configs/quickstart.py; \
-	$(BIN)/openshape data build primitives; \
 	$(BIN)/openshape data build sweethome3d --fallback primitives || \
 	  if [ $$? -eq 3 ]; then config=configs/quickstart.py:primitives; else exit 1; fi; \
 	$(BIN)/python -m openshape_jax.main --config=$$config --workdir=$(RUN)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging as absl_logging
 
 from openshape_jax.config import Config, ConfigError, difference, to_dict
 from openshape_jax.state import TrainState, evaluated
@@ -138,7 +141,7 @@ def load_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], int]
         )
     for candidate in candidates:
         try:
-            with ocp.PyTreeCheckpointer() as reader:
+            with _quiet(), ocp.PyTreeCheckpointer() as reader:
                 shapes = reader.metadata(candidate / "weights").item_metadata.tree
                 args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), dict(shapes))
                 weights = reader.restore(candidate / "weights", restore_args=args)
@@ -148,6 +151,17 @@ def load_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], int]
             continue
         return _int_keys(weights), metadata, int(candidate.name)
     raise CheckpointError(f"none of the checkpoints in {folder} can be read; train again or use another run.")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without orbax's warning that an item read on its own has no checkpoint metadata of its own."""
+    before = absl_logging.get_verbosity()
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    try:
+        yield
+    finally:
+        absl_logging.set_verbosity(before)
 
 
 def _first_line(error: BaseException) -> str:

@@ -28,6 +28,7 @@ class ModelConfig:
     patches: int = 384  # centres chosen by farthest point sampling
     radius: float = 0.2  # of a patch, in units of the unit sphere
     nsample: int = 64  # points of a patch
+    train_patches: int = 0  # random patches kept in a training step; 0: all (departure from OpenShape)
     embed_dim: int = 1280  # D: the width of the CLIP space
     project: bool = True  # False: the class token is the embedding (demo B/32)
     dtype: str = "float32"  # compute type; "bfloat16" pays on accelerators, not on CPUs
@@ -280,6 +281,10 @@ def validate(config: Config) -> Config:
     if e.num_points < m.patches:
         raise ConfigError(
             f"eval.num_points is {e.num_points} but model.patches {m.patches}; use at least as many points."
+        )
+    if not 0 <= m.train_patches <= m.patches:
+        raise ConfigError(
+            f"model.train_patches is {m.train_patches}; it must be 0 to model.patches ({m.patches})."
         )
     if not 0 <= o.ema < 1:
         raise ConfigError(f"optim.ema is {o.ema}; it must be in [0, 1), 0 for none.")

@@ -49,8 +49,10 @@ def main(argv: Sequence[str], overrides: Sequence[str]) -> None:
     try:
         config = config_lib.load(_CONFIG.value, [*overrides, f"resume={_RESUME.value}"])
         from openshape_jax import train
+        from openshape_jax.data import build
         from openshape_jax.evals import summary
 
+        build.build_synthetic([*config.data.datasets, *config.eval.datasets], config.data.data_dir)
         again = f"{sys.executable} -m openshape_jax.main {' '.join(sys.argv[1:])}"
         train.run(config, workdir, again)
         print(summary.table(workdir))

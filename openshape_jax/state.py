@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from openshape_jax import losses, models, optim
 from openshape_jax.augment import augment, dequantize, rotation, unit_sphere
@@ -49,14 +49,20 @@ def evaluated(state: TrainState) -> dict[str, Any]:
 
 
 def loss(
-    config: Config, params: dict[str, Any], stats: dict[str, Any], xyz: Array, rgb: Array, batch: Batch
+    config: Config,
+    params: dict[str, Any],
+    stats: dict[str, Any],
+    xyz: Array,
+    rgb: Array,
+    batch: Batch,
+    keep: Array | None = None,
 ) -> tuple[Array, tuple[dict[str, Any], Metrics]]:
     """(loss, (new statistics, metrics)) of a batch whose points are ready for the encoder.
 
     Args:
       batch: text (B, D), has_text (B,), image (B, D), has_image (B,), text_id (B,), text_ids (B, T).
     """
-    emb, stats = models.apply(config.model, params["encoder"], stats, xyz, rgb, train=True)
+    emb, stats = models.apply(config.model, params["encoder"], stats, xyz, rgb, train=True, keep=keep)
     scale = jnp.exp(params["logit_scale"])
     shared = losses.shared_text(batch["text_id"], batch["text_ids"]) if config.loss.class_aware else None
     text, text_top1 = losses.contrastive(emb, batch["text"], scale, batch["has_text"], shared)
@@ -69,6 +75,18 @@ def loss(
     return total, (stats, metrics)
 
 
+def draw_patches(key: Array, config: ModelConfig, batch_size: int) -> Int[Array, "B P"] | None:
+    """Which patches of each shape a training step uses, None for all.
+
+    Dropping patches before they are grouped makes a step cheaper in proportion and regularises (as
+    PatchDropout, arXiv 2208.07220, does for images).
+    """
+    if not config.train_patches or config.train_patches == config.patches:
+        return None
+    order = jnp.argsort(jax.random.uniform(key, (batch_size, config.patches)), axis=1)
+    return order[:, : config.train_patches]
+
+
 def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The pure function (state, batch) -> (state, metrics) of one optimizer step; jit it with donation.
 
@@ -79,9 +97,12 @@ def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[Train
     decay = config.optim.ema
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        xyz, rgb = augment(key, *dequantize(batch["xyz"], batch["rgb"]), config.augment)
-        grad_fn = jax.value_and_grad(lambda p: loss(config, p, state.stats, xyz, rgb, batch), has_aux=True)
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), state.step))
+        keep = draw_patches(keys[0], config.model, len(batch["xyz"]))
+        xyz, rgb = augment(keys[1], *dequantize(batch["xyz"], batch["rgb"]), config.augment)
+        grad_fn = jax.value_and_grad(
+            lambda p: loss(config, p, state.stats, xyz, rgb, batch, keep), has_aux=True
+        )
         (_, (stats, metrics)), grads = grad_fn(state.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params: dict[str, Any] = optax.apply_updates(state.params, updates)  # type: ignore[assignment]

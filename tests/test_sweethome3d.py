@@ -241,7 +241,7 @@ def test_fallback_is_loud(
     monkeypatch.setattr(tfds_builders, "builder_class", lambda n: Other if n == "other" else known(n))
     assert "nothing was found here or there" in str(build(tmp_path / "data"))
     assert not list((tmp_path / "data").rglob("dataset_info.json"))
-    assert build(tmp_path / "data", "--fallback", "other") == 0
+    assert build(tmp_path / "data", "--fallback", "other") == 3
     said = capsys.readouterr().out
     assert "sweethome3d is NOT built" in said and "nothing was found here or there" in said
     assert sources.find("other", tmp_path / "data")

@@ -76,9 +76,15 @@ def confusion(label: np.ndarray, guess: np.ndarray, names: Sequence[str], most: 
     for i, j in zip(*np.nonzero(table), strict=True):
         dark = table[i, j] / table[i].sum() > 0.55
         axis.text(
-            j, i, int(table[i, j]), ha="center", va="center", fontsize=9, color="white" if dark else "#0f172a"
+            j,
+            i,
+            str(int(table[i, j])),
+            ha="center",
+            va="center",
+            fontsize=9,
+            color="white" if dark else "#0f172a",
         )
-    words = [names[c] for c in frequent]
+    words = [str(names[c]) for c in frequent]
     axis.set_xticks(
         range(n + 1), [*words, "other"], rotation=60, ha="right", rotation_mode="anchor", fontsize=10
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from openshape_jax.config import ModelConfig
 from openshape_jax.models.pointbert import PointBert
@@ -39,9 +39,10 @@ def apply(
     *,
     train: bool = False,
     start: Array | int = 0,
+    keep: Int[Array, "B P"] | None = None,
 ) -> tuple[Float[Array, "B D"], dict[str, Any]]:
     """(embeddings, new statistics): the encoder as a pure function of what `split` returns."""
     graph, *_ = nnx.split(nnx.eval_shape(lambda: build(config, nnx.Rngs(0))), nnx.Param, nnx.BatchStat)
     model = nnx.merge(graph, nnx.State(params), nnx.State(stats))
-    out = model(xyz, rgb, train=train, start=start)
+    out = model(xyz, rgb, train=train, start=start, keep=keep)
     return out, split(model)[1]

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from openshape_jax.config import ModelConfig
 from openshape_jax.ops import ball_query, farthest_point_sampling
@@ -102,23 +102,29 @@ class SetAbstraction(nnx.Module):
         self.norms = nnx.List([BatchNorm(b) for b in widths[1:]])
 
     def __call__(
-        self, xyz: Float[Array, "B N 3"], rgb: Float[Array, "B N 3"], train: bool, start: Array | int = 0
+        self,
+        xyz: Float[Array, "B N 3"],
+        rgb: Float[Array, "B N 3"],
+        train: bool,
+        start: Array | int = 0,
+        keep: Int[Array, "B P"] | None = None,
     ) -> tuple[Float[Array, "B S 3"], Float[Array, "B S C"]]:
         c = self.config
         starts = jnp.broadcast_to(jnp.asarray(start, jnp.int32), xyz.shape[:1])
         xyz = xyz.astype(jnp.float32)
 
-        def group(points, colours, first):
-            centre = points[farthest_point_sampling(points, c.patches, first)]
+        def group(points, colours, first, kept):
+            chosen = farthest_point_sampling(points, c.patches, first)
+            centre = points[chosen if kept is None else chosen[kept]]
             members = ball_query(points, centre, c.radius, c.nsample)
             near = jnp.concatenate([points, colours], 1)[members]
             return centre, jnp.concatenate([near[..., :3] - centre[:, None], near], -1)
 
-        centres, grouped = jax.vmap(group)(xyz, rgb.astype(jnp.float32), starts)
+        centres, grouped = jax.vmap(group)(xyz, rgb.astype(jnp.float32), starts, keep)
         x = jax.lax.stop_gradient(grouped).reshape(-1, 9).astype(c.dtype)
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = _apart(jax.nn.relu(norm(_apart(conv(x)), train)))
-        return centres, x.reshape(xyz.shape[0], c.patches, c.nsample, -1).max(2)
+        return centres, x.reshape(*centres.shape[:2], c.nsample, -1).max(2)
 
 
 class Transformer(nnx.Module):
@@ -209,6 +215,7 @@ class PointBert(nnx.Module):
         *,
         train: bool = False,
         start: Array | int = 0,
+        keep: Int[Array, "B P"] | None = None,
     ) -> Float[Array, "B D"]:
         """Embeddings (B, D) float32.
 
@@ -217,6 +224,7 @@ class PointBert(nnx.Module):
           rgb: in [0, 1].
           train: batch statistics (updated) instead of the running ones in BatchNorm.
           start: first index of farthest point sampling, one or (B,).
+          keep: (B, P) which of the patches to use, as positions below `patches`; None: all.
 
         Raises:
           ValueError: shapes do not fit, or fewer points than patches.
@@ -228,7 +236,7 @@ class PointBert(nnx.Module):
                 f"xyz has {xyz.shape[1]} points; this PointBERT needs at least {self.config.patches} "
                 "(its number of patches): sample more."
             )
-        centres, patch = self.sa(xyz, rgb, train, start)
+        centres, patch = self.sa(xyz, rgb, train, start, keep)
         tokens = self.lift(jnp.concatenate([centres.astype(patch.dtype), patch], -1))
         tokens = _layer_norm(tokens, self.lift_scale[...], self.lift_bias[...])
         cls = jnp.broadcast_to(self.cls_token[...].astype(tokens.dtype), (len(tokens), 1, tokens.shape[-1]))

@@ -1,0 +1,84 @@
+"""Building a data set once, with its TFDS builder."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from openshape_jax.data import sources
+
+STALE_SECONDS = 3600.0  # a half-built folder untouched for so long belongs to no running build
+
+
+def build(name: str, data_dir: str | Path = "") -> Path:
+    """The folder of the data set, built now unless it is there already; prints a summary.
+
+    Raises:
+      ValueError: an unknown name. SourceNotFound: no raw files can be had. OSError: the disk is full.
+    """
+    import tfds_builders
+
+    root = sources.data_root(data_dir)
+    base, _, config = name.partition("/")
+    builder_class = tfds_builders.builder_class(base)
+    if config and config not in builder_class.builder_configs:
+        raise ValueError(
+            f"{base} has no config {config!r}; it has {', '.join(builder_class.builder_configs)}."
+        )
+    builder = builder_class(config=config or None, data_dir=str(root), file_format="array_record")
+    folder = Path(builder.data_dir)
+    if (folder / "dataset_info.json").is_file():
+        print(f"{name} is already built.")
+    else:
+        _remove_stale(folder.parent)
+        _prepare(builder)
+    _summary(builder, folder)
+    return folder
+
+
+def _prepare(builder: Any) -> None:
+    try:
+        builder.download_and_prepare()
+    except OSError:
+        raise
+    except Exception as error:  # the ArrayRecord writer reports a full disk in words only
+        if "no space left" in str(error).lower() or "RESOURCE_EXHAUSTED" in str(error):
+            raise OSError(errno.ENOSPC, "No space left on device", str(builder.data_dir)) from error
+        raise
+
+
+def _remove_stale(folder: Path) -> None:
+    """Deletes what a build that was killed outright left behind (TFDS calls it `incomplete.*`)."""
+    for left in folder.glob("incomplete.*"):
+        newest = max((p.stat().st_mtime for p in [left, *left.rglob("*")]), default=0.0)
+        if time.time() - newest > STALE_SECONDS:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _summary(builder: Any, folder: Path) -> None:
+    splits = ", ".join(f"{split} {info.num_examples}" for split, info in builder.info.splits.items())
+    size = sum(p.stat().st_size for p in folder.iterdir() if p.is_file())
+    print(f"  shapes: {splits} ({size / 1e6:.0f} MB)\n  folder: {folder}")
+    rejects = folder / "rejects.jsonl"
+    if rejects.is_file():
+        lines = [json.loads(line) for line in rejects.read_text(encoding="utf-8").splitlines()]
+        print(f"  skipped: {len(lines)} unusable models, listed in {rejects}")
+        for line in lines[:5]:
+            print(f"    {line['uid']}: {line['error']}")
+
+
+def build_synthetic(names: Iterable[str], data_dir: str | Path = "") -> None:
+    """Builds those of the data sets that are made offline in seconds ("primitives...") and are not there."""
+    for name in dict.fromkeys(names):
+        if name.partition("/")[0] != "primitives":
+            continue
+        try:
+            sources.find(name, data_dir)
+        except sources.DatasetMissing:
+            print(f"making the synthetic data set {name} (offline, some seconds)", flush=True)
+            build(name, data_dir)
