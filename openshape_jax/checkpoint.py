@@ -6,7 +6,7 @@ import errno
 import json
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,25 +45,27 @@ class Checkpoints:
             weights=ocp.args.PyTreeSave(_string_keys(weights)),
             metadata=ocp.args.JsonSave({**metadata, "step": step, "logit_scale": float(scale)}),
         )
-        try:
+        with self._explained(f"the checkpoint of step {step}"):
             if step not in self._manager.all_steps():
                 self._manager.save(step, args=args)
             if wait:
                 self._manager.wait_until_finished()
-        except OSError as error:
-            raise self._explain(error, step) from error
-        except ValueError as error:  # tensorstore reports a full disk as a ValueError
-            if "space" in str(error).lower() or "RESOURCE_EXHAUSTED" in str(error):
-                raise self._explain(OSError(errno.ENOSPC, str(error)), step) from error
-            raise
 
-    def _explain(self, error: OSError, step: int) -> CheckpointError:
-        why = "the disk is full" if error.errno == errno.ENOSPC else str(error)
-        return CheckpointError(
-            f"the checkpoint of step {step} could not be written to {self.folder}: {why}. Earlier "
-            f"checkpoints ({self._manager.all_steps() or 'none'}) are intact: free some space and start "
-            "the same command again."
-        )
+    @contextmanager
+    def _explained(self, what: str) -> Iterator[None]:
+        """Turns a failed write into a CheckpointError that says why and what to do."""
+        try:
+            yield
+        except (OSError, ValueError) as error:  # tensorstore reports a full disk as a ValueError
+            full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+            if isinstance(error, ValueError) and not full:
+                raise
+            why = "the disk is full" if full else str(error)
+            raise CheckpointError(
+                f"{what} could not be written to {self.folder}: {why}. Earlier checkpoints "
+                f"({self._manager.all_steps() or 'none'}) are intact: free some space and start the same "
+                "command again."
+            ) from error
 
     def restore(self, like: TrainState) -> TrainState | None:
         """The newest state that can be read, or None when there is no checkpoint at all.
@@ -112,9 +114,11 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for writes in progress and stops the background threads."""
         try:
-            self._manager.wait_until_finished()
+            with self._explained("the last checkpoint"):
+                self._manager.wait_until_finished()
         finally:
-            self._manager.close()
+            with suppress(ValueError):  # the same failure again
+                self._manager.close()
 
 
 def load_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], int]:

@@ -76,8 +76,9 @@ def test_bad_overrides_name_the_fix(override, message):
     [
         ("batch_size=0", "batch_size is 0; it must be positive"),
         ("optim.schedule=linear", "optim.schedule is 'linear'; allowed: step, cosine, constant"),
-        ("data.weights=1,2", "must be one positive number for each"),
+        ("data.weights=1,2,3", "must be one positive number for each"),
         ("data.num_points=10", "data.num_points is 10 but model.patches"),
+        ("model.train_patches=65", r"must be 0 to model.patches \(64\)"),
         ("optim.ema=1", r"optim.ema is 1.0; it must be in \[0, 1\)"),
         ("data.datasets=", "data.datasets is empty"),
     ],

@@ -1,5 +1,7 @@
 """PointBERT against the PyTorch original: outputs, gradients, five training steps, sizes."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -113,8 +115,6 @@ def test_rematerialisation_changes_nothing(golden, golden_model, weights):
             weights[0]
         )
 
-    import dataclasses
-
     again = dataclasses.replace(golden_model, remat=True)
     assert largest_difference(grads(golden_model), grads(again)) < 1e-4
 
@@ -129,3 +129,35 @@ def test_errors_name_value_and_fix(golden, golden_model, weights):
         pointbert.size(9)
     with pytest.raises(ValueError, match=r"embed_dim \(7\) must be dim \(8\)"):
         models.build(ModelConfig(dim=8, embed_dim=7, project=False), nnx.Rngs(0))
+
+
+def test_keeping_all_patches_in_any_order_changes_nothing_and_fewer_do(golden, golden_model, weights):
+    inputs = (golden_model, *weights, golden["xyz"], golden["rgb"])
+    whole, _ = models.apply(*inputs)
+    order = jnp.broadcast_to(jnp.asarray(np.random.default_rng(0).permutation(24)), (6, 24))
+    np.testing.assert_allclose(models.apply(*inputs, keep=order)[0], whole, atol=1e-5)
+    assert np.abs(models.apply(*inputs, keep=order[:, :12])[0] - whole).max() > 1e-3
+
+
+def test_drawn_patches_are_distinct_and_differ_between_shapes(golden_model):
+    assert state.draw_patches(jax.random.key(0), golden_model, 6) is None
+    config = dataclasses.replace(golden_model, train_patches=10)
+    drawn = np.asarray(state.draw_patches(jax.random.key(0), config, 6))
+    assert drawn.shape == (6, 10)
+    assert all(len(set(row)) == 10 and max(row) < 24 for row in drawn)
+    assert len({tuple(sorted(row)) for row in drawn}) == 6
+
+
+def test_views_average_over_headings(golden, golden_model, weights):
+    w = {"encoder": weights[0], "stats": weights[1]}
+    four = jax.jit(state.make_embed(golden_model, 4))
+    base = four(w, golden["xyz"], golden["rgb"])
+    np.testing.assert_allclose(np.linalg.norm(base, axis=1), 1, atol=1e-6)
+    one = state.make_embed(golden_model)
+    by_hand = []
+    for view in range(4):
+        c, s = np.cos(np.pi / 2 * view), np.sin(np.pi / 2 * view)
+        turned = golden["xyz"] @ np.array([[c, s, 0], [-s, c, 0], [0, 0, 1]], np.float32)
+        by_hand.append(one(w, np.roll(turned, 150 * view, 1), np.roll(golden["rgb"], 150 * view, 1)))
+    mean = np.mean(by_hand, 0)
+    np.testing.assert_allclose(base, mean / np.linalg.norm(mean, axis=1, keepdims=True), atol=1e-4)
