@@ -31,6 +31,7 @@ setup(
         "grain>=0.2.12",
         "transformers>=5",
         "numpy>=2",
+        "scipy>=1.13",
         "chex>=0.1.90",
         "absl-py>=2",
         "jaxtyping>=0.3",
@@ -42,7 +43,13 @@ setup(
     ],
     extras_require={
         "quickstart": ["scikit-learn>=1.5"],
-        "test": ["pytest>=8", "hypothesis>=6", "ruff==0.17.6", "pyright>=1.1.400", "scikit-learn>=1.5"],
+        "test": [
+            "pytest>=8",
+            "hypothesis>=6",
+            "ruff==0.17.6",
+            "pyright[nodejs]>=1.1.400",
+            "scikit-learn>=1.5",
+        ],
         "cuda": [JAX.format(extra="[cuda13]")],
         "tpu": [JAX.format(extra="[tpu]")],
     },

@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from openshape_jax import render
@@ -50,3 +51,52 @@ def test_background_is_white_and_png_opens():
 
 def test_degenerate_clouds_do_not_fail():
     assert draw((np.zeros((5, 3)), np.ones((5, 3)) * 0.5)).shape == (64, 64, 3)
+
+
+def test_a_thin_board_stays_thin_and_closed():
+    rng = np.random.default_rng(0)
+    board = rng.uniform(-1, 1, (6000, 3)) * [0.05, 0.001, 1]
+    image = draw((board, np.tile([0.2, 0.2, 0.2], (6000, 1))))
+    covered = (image < 250).any(-1)
+    widths = covered[8:-8].sum(1)
+    assert widths.min() >= 3  # 0.085 of the height of 57 pixels is 4.8
+    assert widths.max() <= 8
+
+
+def test_light_comes_from_above_and_leaves_the_hue():
+    cube = np.random.default_rng(0).uniform(-1, 1, (9000, 3))
+    cube[np.arange(9000), np.arange(9000) % 3] = np.sign(cube[np.arange(9000), np.arange(9000) % 3])
+    image = draw((cube, np.tile([0.8, 0.4, 0.2], (9000, 1))))
+    top, side = image[15, 32], image[40, 46]
+    assert top.sum() > 1.1 * side.sum()
+    assert abs(top[0] / top[1] - 2) < 0.2
+    assert abs(side[0] / side[1] - 2) < 0.2
+
+
+def test_the_picture_is_a_function_of_the_cloud():
+    rng = np.random.default_rng(0)
+    xyz, rgb = rng.normal(size=(12_000, 3)), rng.random((12_000, 3))
+    first = render.picture(xyz, rgb, 48)
+    assert (first == render.picture(xyz, rgb, 48)).all()
+    shifted = render.picture(xyz * 40 + 7, rgb, 48).astype(int)
+    assert np.abs(shifted - first).mean() < 1
+
+
+@pytest.mark.parametrize(
+    ("xyz", "message"),
+    [
+        (np.zeros((0, 3)), r"xyz has shape \(0, 3\)"),
+        (np.zeros((4, 2)), r"xyz has shape \(4, 2\)"),
+        (np.full((4, 3), np.nan), "NaN or infinite"),
+    ],
+)
+def test_unusable_clouds_are_errors(xyz, message):
+    with pytest.raises(ValueError, match=message):
+        render.picture(xyz, xyz, 32)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 20])
+def test_few_points_are_drawn(n):
+    xyz = np.random.default_rng(n).normal(size=(n, 3))
+    image = render.picture(xyz, np.zeros((n, 3)), 64)
+    assert (image < 200).any()

@@ -1,41 +1,41 @@
-"""The HTML report of a run: one self-contained page that opens from disk."""
+"""The HTML report of a run: one self-contained page that opens from disk.
+
+This file reads the run directory and the data set and writes the page; report_page.py holds its sections.
+"""
 
 from __future__ import annotations
 
-import base64
-import html
 import json
-import platform
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from openshape_jax import metrics, render
-from openshape_jax.data import schema, sources, vocabulary
-from openshape_jax.evals import report_figures as figures
+from openshape_jax.data import schema, sources
 
-CARDS = 24  # shapes in the gallery
+SHOWN = 12  # right answers in the gallery, and as many wrong ones
 QUERIES = 6  # retrieval rows of each kind
-NEIGHBOURS = 7
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
-esc = html.escape
+NEIGHBOURS = 7  # shapes of a retrieval row
+PIXELS = 160  # of a picture's side
+LARGEST_ICON = 48_000  # bytes; larger ones are made smaller
+# Words that no model is labelled with: a search by meaning should find their kinds all the same.
+WIDER_WORDS = ("furniture", "animal", "vehicle", "tableware", "toy", "musical instrument")
+ARRAYS = ("uid", "label", "shape_emb", "class_names", "class_emb")
 
 
 @dataclass
-class Result:
-    """One evaluation: its numbers and, per shape, embedding and true class."""
+class Embedded:
+    """What an evaluation says of every shape."""
 
-    name: str
-    values: dict[str, Any]
     uid: list[str]
-    label: np.ndarray
-    shape_emb: np.ndarray
+    label: np.ndarray  # (n,) index of the true class
+    shape_emb: np.ndarray  # (n, D) unit vectors
     class_names: list[str]
-    class_emb: np.ndarray
+    class_emb: np.ndarray  # (C, D) unit vectors
 
     def scores(self) -> np.ndarray:
         """(n, C) cosines."""
@@ -43,249 +43,274 @@ class Result:
 
 
 @dataclass
-class Shapes:
-    """Records of the evaluated shapes by uid, their pictures, and the data set's attribution."""
+class Result:
+    """One evaluation: its numbers, its embeddings unless they are missing, and what is wrong with it."""
 
-    records: dict[str, dict[str, Any]] = field(default_factory=dict)
-    attribution: list[dict[str, Any]] = field(default_factory=list)
+    name: str
+    values: dict[str, Any]
+    embedded: Embedded | None = None
     problem: str = ""
 
-    def name(self, uid: str) -> str:
-        """The shape's name, or its uid where the data set is gone."""
-        return self.records[uid]["name"] if uid in self.records else uid
-
-    def image(self, uid: str) -> str:
-        """An <img> of the rendered cloud."""
-        record = self.records.get(uid)
-        if record is None:
-            return '<span class="missing">no points</span>'
-        xyz, rgb = schema.dequantize_xyz(record["xyz"]), np.asarray(record["rgb"]) / 255
-        return _img(render.png(render.picture(xyz, rgb, 132)), f"point cloud of {record['name']}")
-
-    def icon(self, uid: str) -> str:
-        """An <img> of the catalogue's icon, "" without one."""
-        data = self.records.get(uid, {}).get("icon", b"")
-        return _img(data, f"catalogue icon of {self.name(uid)}") if data else ""
+    @property
+    def dataset(self) -> str:
+        """The evaluated data set."""
+        return str(self.values.get("dataset") or self.name.split("_lvis")[0])
 
 
-def write(workdir: str | Path, data_dir: str | Path = "") -> Path:
-    """WORKDIR/report/index.html, written from the run directory and the evaluated data set.
+@dataclass
+class Choice:
+    """The shapes that the page shows, as indices into the evaluated ones."""
+
+    ranked: np.ndarray  # (n, C) classes, the best first
+    right: list[int]  # of the gallery
+    wrong: list[int]
+    by_word: list[tuple[str, np.ndarray, list[int]]]  # word, (n,) cosines, shapes found
+    by_shape: list[tuple[int, np.ndarray, list[int]]]  # query, (n,) cosines, shapes found
+
+    def drawn(self) -> set[int]:
+        """Every index that needs a picture."""
+        found = [i for row in (*self.by_word, *self.by_shape) for i in row[2]]
+        return {*self.right, *self.wrong, *found, *(query for query, _, _ in self.by_shape)}
+
+
+@dataclass
+class Shapes:
+    """Names, pictures and icons (PNG bytes) by uid; `problem` says why some are missing."""
+
+    names: dict[str, str] = field(default_factory=dict)
+    pictures: dict[str, bytes] = field(default_factory=dict)
+    icons: dict[str, bytes] = field(default_factory=dict)
+    problem: str = ""
+
+
+@dataclass
+class Credits:
+    """The makers of the models of every data set of the run."""
+
+    entries: list[dict[str, Any]] = field(default_factory=list)
+    problem: str = ""
+
+
+def write(workdir: str | Path, data_dir: str | Path | None = None) -> Path:
+    """WORKDIR/report/index.html, written from the run directory and the data set it was evaluated on.
 
     What is missing (no evaluation yet, data set gone) is said in its place on the page.
 
+    Args:
+      workdir: the run directory of a training run.
+      data_dir: folder of the data sets; default: the one in the evaluation or the config, else TFDS's.
+
     Raises:
-      ValueError: workdir is no run directory.
+      ValueError: workdir is no run directory, or its config.json is damaged.
     """
+    from openshape_jax.evals import report_page
+
     workdir = Path(workdir)
-    if not (workdir / "config.json").exists():
-        raise ValueError(f"{workdir} has no config.json; give the --workdir of a training run.")
-    config = json.loads((workdir / "config.json").read_text())
-    results = [_read(path) for path in sorted((workdir / "eval").glob("*.json"))]
-    main = results[0] if results else None
-    shapes = _shapes(main, data_dir or config["data"]["data_dir"]) if main else Shapes()
-    lines = metrics.read(workdir)
-    missing = '<p class="missing">No evaluation has been written yet; let the run finish.</p>'
-    sections = [
-        ("Results", _headline(results, lines, config) if results else missing),
-        ("Training", figures.curves(lines) or '<p class="missing">metrics.jsonl has no line yet.</p>'),
-        ("Gallery", _gallery(main, shapes) if main else missing),
-        ("Confusions", _confusion(main) if main else missing),
-        ("Map", _map(main, shapes) if main else missing),
-        ("Search", _search(main, shapes) if main else missing),
-        ("Configuration", _configuration(config)),
-        ("Attribution", _attribution(shapes)),
-    ]
-    body = "".join(
-        f'<section id="{title.lower()}"><h2>{title}</h2>{content}</section>' for title, content in sections
-    )
-    nav = "".join(f'<a href="#{title.lower()}">{title}</a>' for title, _ in sections)
-    css = (resources.files("openshape_jax") / "assets" / "report.css").read_text()
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>openshape_jax: {esc(workdir.name)}</title><style>{css}</style></head><body><main>"
-        f"<header><h1>{esc(workdir.name)}</h1><p>A point-cloud encoder trained by openshape_jax to share "
-        "CLIP's space of words: shapes are classified and found by comparing their embedding with that of a "
-        f"name. Every number is of held-out shapes.</p><nav>{nav}</nav></header>{body}</main></body></html>"
+    config = _read_config(workdir)
+    results = list(_read_results(workdir, config))
+    main = next((r for r in results if r.embedded), None)
+    choice = choose(main.embedded) if main and main.embedded else None
+    named = [main.values.get("data_dir") if main else None, (config.get("data") or {}).get("data_dir")]
+    data_dirs = [str(data_dir)] if data_dir else [*(str(p) for p in named if p), ""]
+    shapes = _read_shapes(main, choice, data_dirs) if main and choice else Shapes()
+    page = report_page.page(
+        name=workdir.resolve().name,
+        config=config,
+        lines=metrics.read(workdir),
+        results=results,
+        main=main,
+        choice=choice,
+        shapes=shapes,
+        credits=_read_credits(config, results, data_dirs),
     )
     path = workdir / "report" / "index.html"
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".new")
+    fresh = path.with_suffix(".new")  # a report is whole or not there
     fresh.write_text(page, encoding="utf-8")
     fresh.replace(path)
     return path
 
 
-def _read(path: Path) -> Result:
-    values = json.loads(path.read_text())
-    with np.load(path.with_suffix(".npz"), allow_pickle=False) as file:
-        texts = {k: [str(x) for x in file[k]] for k in ("uid", "class_names")}
-        arrays = {k: file[k] for k in ("label", "shape_emb", "class_emb")}
-    return Result(name=path.stem, values=values, **texts, **arrays)
+def choose(embedded: Embedded, seed: int = 0) -> Choice:
+    """The shapes to show: as many wrong answers as right ones where there are enough, drawn by `seed`."""
+    rng = np.random.default_rng(seed)
+    names, label, shape_emb = embedded.class_names, embedded.label, embedded.shape_emb
+    ranked = np.argsort(-embedded.scores(), axis=1, kind="stable")
+    correct = ranked[:, 0] == label
+    right, wrong = (rng.permutation(np.flatnonzero(mask))[:SHOWN].tolist() for mask in (correct, ~correct))
+
+    counts = np.bincount(label, minlength=len(names))
+    frequent = [int(c) for c in np.argsort(-counts, kind="stable") if counts[c]]
+    wider = list(_wider_words(embedded))[:2]
+    queries = [(names[c], embedded.class_emb[c]) for c in frequent[: QUERIES - len(wider)]] + wider
+    by_word = []
+    for word, vector in queries:
+        cosine = shape_emb @ vector
+        by_word.append((word, cosine, _nearest(cosine, NEIGHBOURS)))
+
+    # One query a class, of classes that have something to find.
+    repeated = [c for c in frequent if counts[c] > 1]
+    classes = rng.permutation(repeated or frequent)[:QUERIES]
+    by_shape = []
+    for query in sorted(int(rng.choice(np.flatnonzero(label == c))) for c in classes):
+        cosine = shape_emb @ shape_emb[query]
+        found = [i for i in _nearest(cosine, NEIGHBOURS + 1) if i != query][:NEIGHBOURS]
+        by_shape.append((query, cosine, found))
+    return Choice(ranked, right, wrong, by_word, by_shape)
 
 
-def _shapes(result: Result, data_dir: str | Path) -> Shapes:
-    try:
-        records, info = sources.open_split(result.values["dataset"], result.values["split"], data_dir)
-    except (sources.DatasetMissing, ValueError) as error:
-        return Shapes(problem=str(error))
-    wanted = set(result.uid)
-    found = (records[i] for i in range(len(records)))
-    attribution = list((info.metadata or {}).get("attribution", []))
-    return Shapes({r["uid"]: r for r in found if r["uid"] in wanted}, attribution)
+def _nearest(cosine: np.ndarray, count: int) -> list[int]:
+    return np.argsort(-cosine, kind="stable")[:count].tolist()
 
 
-def _img(data: bytes, alt: str) -> str:
-    return f'<img alt="{esc(alt)}" src="data:image/png;base64,{base64.b64encode(data).decode()}">'
+def _wider_words(embedded: Embedded) -> Iterator[tuple[str, np.ndarray]]:
+    """Words outside the classes with their vectors, if the run's text space is the vocabulary's."""
+    from openshape_jax.data import vocabulary
 
-
-def _headline(results: Sequence[Result], lines: Sequence[dict[str, float]], config: dict[str, Any]) -> str:
-    rows = []
-    for r in results:
-        v = r.values
-        cells = "".join(f'<td class="n">{v[k]:.1%}</td>' for k in ("top1", "top3", "top5", "mean_class"))
-        rows.append(
-            f'<tr><td>{esc(r.name)}</td><td class="n">{v["num_shapes"]}</td><td class="n">{v["num_classes"]}</td>'
-            f'{cells}<td class="n">{1 / v["num_classes"]:.1%}</td></tr>'
-        )
-    steps = [x for x in lines if "train/loss" in x]
-    v = results[0].values
-    boxes = [(f"{v['top1']:.1%}", f"top-1 among {v['num_classes']} classes"), (f"{v['top5']:.1%}", "top-5")]
-    if steps:
-        # Pauses between runs of a resumed job do not count as training.
-        gaps = np.diff([x["time"] for x in steps]) if len(steps) > 1 else np.zeros(1)
-        minutes = float(np.minimum(gaps, 5 * np.median(gaps) + 1).sum()) / 60
-        seen = steps[-1]["step"] * config["batch_size"]
-        boxes += [(f"{seen:,.0f}", "shapes seen"), (f"{minutes:.1f} min", "training time")]
-        boxes.append((f"{np.median([x['train/shapes_per_s'] for x in steps]):.0f}", "shapes per second"))
-    numbers = "".join(f'<div class="number"><b>{b}</b><span>{s}</span></div>' for b, s in boxes)
-    return (
-        "<p>Zero-shot: the prediction is the class name whose text vector is nearest. Once the model chooses "
-        "among the classes that occur in the held-out set, once among all 1,203 names of LVIS (only shapes "
-        f'whose class is one of them count there).</p><div class="numbers">{numbers}</div><div class="scroll">'
-        '<table><tr><th>label set</th><th class="n">shapes</th><th class="n">classes</th><th class="n">top-1</th>'
-        '<th class="n">top-3</th><th class="n">top-5</th><th class="n">mean class</th><th class="n">chance</th></tr>'
-        + "".join(rows)
-        + "</table></div>"
-    )
-
-
-def _gallery(result: Result, shapes: Shapes) -> str:
-    scores = result.scores()
-    best = np.argsort(-scores, axis=1)[:, :3]
-    right = best[:, 0] == result.label
-    rng = np.random.default_rng(0)
-    wrong_share = min(CARDS // 2, int((~right).sum()))
-    chosen = [
-        *rng.permutation(np.flatnonzero(right))[: CARDS - wrong_share],
-        *rng.permutation(np.flatnonzero(~right))[:wrong_share],
-    ]
-    cards = []
-    for i in chosen:
-        uid, true = result.uid[i], int(result.label[i])
-        bars = "".join(
-            f'<div class="bar{" true" if c == true else ""}"><span>{esc(result.class_names[c])}</span>'
-            f'<i style="width:{max(float(scores[i, c]), 0) * 100:.0f}%"></i><span>{scores[i, c]:.2f}</span></div>'
-            for c in best[i]
-        )
-        icon = shapes.icon(uid)
-        icon = f"<figure>{icon}<figcaption>catalogue icon</figcaption></figure>" if icon else ""
-        mark = "right" if right[i] else "wrong"
-        cards.append(
-            f'<div class="card {mark}"><div class="pair"><figure>{shapes.image(uid)}<figcaption>its point cloud'
-            f"</figcaption></figure>{icon}</div><h4>{'✓' if right[i] else '✗'} {esc(shapes.name(uid))}"
-            f" <small>(class: {esc(result.class_names[true])})</small></h4>{bars}</div>"
-        )
-    problem = f'<p class="missing">{esc(shapes.problem)}</p>' if shapes.problem else ""
-    return (
-        "<p>Held-out shapes drawn at random, right answers first, then up to as many wrong ones. Bars are the "
-        "cosine between the shape's embedding and the name's text vector; the true class is green.</p>"
-        f'{problem}<div class="cards">{"".join(cards)}</div>'
-    )
-
-
-def _confusion(result: Result) -> str:
-    guess = result.scores().argmax(1)
-    picture = figures.confusion(result.label, guess, result.class_names)
-    return (
-        "<p>Each row is a true class, each column what was predicted; numbers count shapes, shades are shares of "
-        f'the row. The most frequent classes are shown.</p><div class="scroll">{picture}</div>'
-    )
-
-
-def _map(result: Result, shapes: Shapes) -> str:
-    points, method = figures.flatten(result.shape_emb)
-    labels = [result.class_names[c] for c in result.label]
-    titles = [f"{shapes.name(u)} ({label})" for u, label in zip(result.uid, labels, strict=True)]
-    return (
-        f"<p>Held-out shapes in two dimensions by {method}: near means alike. Colours and names are the most "
-        "frequent classes; other shapes are grey. Point at a dot to read its name.</p>"
-        + figures.embedding_map(points, labels, titles)
-    )
-
-
-def _search(result: Result, shapes: Shapes) -> str:
     words = vocabulary.load()
-    counts = np.bincount(result.label, minlength=len(result.class_names))
-    queries = [result.class_names[c] for c in np.argsort(-counts, kind="stable")[:QUERIES]]
-    rows = ["<h3>Words → shapes</h3>"]
-    for query in queries:
-        order = np.argsort(-(result.shape_emb @ words.encode([query])[0]))[:NEIGHBOURS]
-        rows.append(_row(f"“{esc(query)}”", [result.uid[i] for i in order], shapes))
-    rows.append("<h3>Shape → shapes</h3>")
-    for i in np.random.default_rng(1).permutation(len(result.uid))[:QUERIES]:
-        similar = result.shape_emb @ result.shape_emb[i]
-        order = [j for j in np.argsort(-similar) if j != i][: NEIGHBOURS - 1]
-        rows.append(_row("like the first", [result.uid[i], *(result.uid[j] for j in order)], shapes))
-    return (
-        "<p>Nearest neighbours among the held-out shapes, best first: for a name, and for a shape (the first "
-        "picture of the row).</p>" + "".join(rows)
+    if embedded.class_emb.shape[1] != words.features.shape[1]:
+        return
+    try:
+        same = np.allclose(words.encode(embedded.class_names[:1])[0], embedded.class_emb[0], atol=1e-3)
+    except vocabulary.UnknownLabel:
+        return
+    for word in WIDER_WORDS:
+        if same and word not in embedded.class_names:
+            yield word, words.encode([word])[0]
+
+
+def _read_config(workdir: Path) -> dict[str, Any]:
+    path = workdir / "config.json"
+    if not path.exists():
+        raise ValueError(f"{workdir} has no config.json; give the --workdir of a training run.")
+    try:
+        config = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); copy it from a backup or train again.") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} holds a {type(config).__name__}; it must be one JSON object.")
+    return config
+
+
+def _read_results(workdir: Path, config: dict[str, Any]) -> Iterable[Result]:
+    """The evaluations, those that the config names first, each followed by its larger label set."""
+    wanted = [str(n).replace("/", "_") for n in (config.get("eval") or {}).get("datasets", [])]
+
+    def place(path: Path) -> tuple[int, bool, str]:
+        base = path.stem.split("_lvis")[0]
+        return (wanted.index(base) if base in wanted else len(wanted), path.stem != base, path.stem)
+
+    for path in sorted((workdir / "eval").glob("*.json"), key=place):
+        try:
+            values = json.loads(path.read_text())
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            yield Result(path.stem, {}, problem=f"{path.name} is damaged and was left out.")
+            continue
+        try:
+            yield Result(path.stem, dict(values), _read_embedded(path.with_suffix(".npz")))
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            yield Result(path.stem, dict(values), problem=f"The embeddings could not be read: {error}")
+
+
+def _read_embedded(path: Path) -> Embedded:
+    # Opened here: NumPy leaves the file open where it is no zip.
+    with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+        missing = [k for k in ARRAYS if k not in file]
+        if missing:
+            raise ValueError(f"{path.name} has no array {', '.join(missing)}")
+        arrays = {k: file[k] for k in ARRAYS}
+    n, label = len(arrays["uid"]), arrays["label"]
+    fits = len(label) == len(arrays["shape_emb"]) == n and len(arrays["class_names"]) == len(
+        arrays["class_emb"]
     )
+    if not fits or n == 0 or label.min() < 0 or label.max() >= len(arrays["class_names"]):
+        raise ValueError(f"the arrays of {path.name} do not fit together")
+    if not (np.isfinite(arrays["shape_emb"]).all() and np.isfinite(arrays["class_emb"]).all()):
+        raise ValueError(f"{path.name} holds NaN or infinite embeddings")
+    texts = {k: [str(x) for x in arrays[k]] for k in ("uid", "class_names")}
+    return Embedded(**texts, **{k: arrays[k] for k in ("label", "shape_emb", "class_emb")})
 
 
-def _row(query: str, uids: Sequence[str], shapes: Shapes) -> str:
-    cells = "".join(
-        f"<figure>{shapes.image(uid)}<figcaption>{esc(shapes.name(uid))}</figcaption></figure>"
-        for uid in uids
-    )
-    return f'<div class="row"><div class="query">{query}</div>{cells}</div>'
+def _open(name: str, split: str | None, data_dirs: Sequence[str]) -> tuple[Any, Any]:
+    """(records or None, info) from the first folder that has the data set.
+
+    Raises:
+      ValueError: in none of them, without that split, or damaged.
+    """
+    import tensorflow_datasets as tfds
+
+    problem: Exception = ValueError(f"data set {name!r} was looked for nowhere.")
+    for folder in dict.fromkeys(data_dirs):
+        try:
+            if split is None:
+                return None, tfds.builder_from_directory(str(sources.find(name, folder))).info
+            return sources.open_split(name, split, folder)
+        except Exception as error:  # a damaged data set fails in many ways, deep inside TFDS
+            problem = error
+    raise ValueError(f"Data set {name!r}: {problem}")
 
 
-def _configuration(config: dict[str, Any]) -> str:
-    def flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-        pairs = []
-        for key, value in values.items():
-            pairs += flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
-        return pairs
+def _read_shapes(result: Result, choice: Choice, data_dirs: Sequence[str]) -> Shapes:
+    """Names of all evaluated shapes; pictures and icons of those that are shown."""
+    embedded, shapes, damaged = result.embedded, Shapes(), 0
+    assert embedded is not None
+    try:
+        records, _ = _open(result.dataset, str(result.values.get("split", "test")), data_dirs)
+    except ValueError as error:
+        return Shapes(problem=f"The shapes could not be drawn. {error}")
+    known, drawn = set(embedded.uid), {embedded.uid[i] for i in choice.drawn()}
+    for index in range(len(records)):
+        try:
+            record = records[index]
+        except (ValueError, RuntimeError, OSError):  # a wrong checksum, a file cut or gone
+            damaged += 1
+            continue
+        uid = record["uid"]
+        if uid in known:
+            shapes.names[uid] = record["name"] or uid
+        if uid in drawn:
+            xyz, rgb = schema.dequantize_xyz(record["xyz"]), np.asarray(record["rgb"]) / 255
+            shapes.pictures[uid] = render.png(render.picture(xyz, rgb, PIXELS))
+            shapes.icons[uid] = _icon(record["icon"])
+    gone = len(known - set(shapes.names))
+    if gone:
+        shapes.problem = f"{gone} of {len(known)} evaluated shapes are not in the data set that was found" + (
+            f" ({damaged} damaged records)." if damaged else "; it was built again since, or is another."
+        )
+    return shapes
 
-    rows = "".join(f"<tr><td>{esc(k)}</td><td>{esc(str(v))}</td></tr>" for k, v in flat(config))
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
-    machine = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, {_processor()}"
-    return (
-        f"<p>{esc(versions)}.<br>{esc(machine)}.</p><details><summary>All {len(flat(config))} fields of the config"
-        f"</summary><table>{rows}</table></details>"
-    )
+
+def _icon(data: Any) -> bytes:
+    """A PNG file of moderate size, or nothing where there is none or it cannot be read."""
+    from PIL import Image
+
+    data = data if isinstance(data, bytes) else b""
+    if not data.startswith(b"\x89PNG\r\n") or len(data) > LARGEST_ICON:
+        import io
+
+        try:
+            picture = Image.open(io.BytesIO(data)).convert("RGBA")
+        except (OSError, ValueError, SyntaxError):
+            return b""
+        picture.thumbnail((PIXELS, PIXELS))
+        buffer = io.BytesIO()
+        picture.save(buffer, "png", optimize=True)
+        return buffer.getvalue()
+    return data
 
 
-def _processor() -> str:
-    import jax
-
-    devices = jax.devices()
-    return f"{len(devices)} {devices[0].device_kind} device{'s' if len(devices) > 1 else ''}"
-
-
-def _attribution(shapes: Shapes) -> str:
-    if not shapes.attribution:
-        return '<p class="missing">The data set names no creators, or is no longer there.</p>'
-    entries = sorted(shapes.attribution, key=lambda a: -a["count"])
-    rows = "".join(
-        f"<tr><td>{esc(str(a['creator']))}</td><td>{esc(str(a['license']))}</td><td>{esc(str(a.get('library', '')))}</td>"
-        f'<td class="n">{a["count"]}</td></tr>'
-        for a in entries
-    )
-    return (
-        "<p>The evaluated data set's models are the work of the people below, under the licences named. Text "
-        "vectors: CLIP ViT-B/32 by OpenAI, computed for Detic (Apache-2.0).</p><details><summary>"
-        f"{len(entries)} creators and licences</summary><table><tr><th>creator</th><th>licence</th><th>library</th>"
-        f'<th class="n">models</th></tr>{rows}</table></details>'
-    )
+def _read_credits(config: dict[str, Any], results: Sequence[Result], data_dirs: Sequence[str]) -> Credits:
+    """Attribution of the data sets that were trained and evaluated on, each creator once per licence."""
+    groups = [(config.get(k) or {}).get("datasets", []) for k in ("data", "eval")]
+    names = dict.fromkeys([*(str(n) for group in groups for n in group), *(r.dataset for r in results)])
+    entries, missing = [], []
+    for name in names:
+        try:
+            _, info = _open(name, None, data_dirs)
+        except ValueError:
+            missing.append(name)
+            continue
+        listed = dict(info.metadata or {}).get("attribution", [])
+        entries += [{**entry, "dataset": name} for entry in listed]
+    problem = f"Not found, so that its creators cannot be listed: {', '.join(missing)}." if missing else ""
+    return Credits(entries, problem)
