@@ -1,6 +1,8 @@
 """The stream of batches, target choice, sources and the record schema."""
 
 import dataclasses
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -169,3 +171,21 @@ def test_record_round_trip_and_checksum():
 def test_unusable_points_are_refused(xyz, message):
     with pytest.raises(ValueError, match=message):
         schema.to_unit_sphere(xyz)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_a_damaged_file_names_the_folder_and_the_fix(data_dir, tmp_path, damage):
+    shutil.copytree(data_dir, tmp_path / "data")
+    folder = sources.find("primitives/tiny", tmp_path / "data")
+    (file,) = folder.glob("*train*")
+    if damage == "cut":
+        os.truncate(file, file.stat().st_size // 2)
+    else:
+        content = bytearray(file.read_bytes())
+        content[len(content) // 3] ^= 0xFF
+        file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"cannot be read .*delete that folder") as error:
+        records, _ = sources.open_split("primitives/tiny", "train", tmp_path / "data")
+        for index in range(len(records)):
+            records[index]
+    assert str(folder) in str(error.value)

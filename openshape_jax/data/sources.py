@@ -73,6 +73,7 @@ class TfdsRecords:
     """Decoded records of a split."""
 
     def __init__(self, builder: Any, split: str):
+        self._folder = builder.data_dir
         self.num_bytes = builder.info.splits[split].num_bytes
         self._source = builder.as_data_source(split)
 
@@ -80,7 +81,20 @@ class TfdsRecords:
         return len(self._source)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return schema.decode(self._source[index])
+        """The record.
+
+        Raises:
+          ValueError: the file is cut or damaged there; says which folder to build again.
+        """
+        try:
+            stored = self._source[index]
+        except RuntimeError as error:  # ArrayRecord checks hashes of its own
+            reason = str(error).split(";")[0]
+            raise ValueError(
+                f"record {index} of {self._folder} cannot be read ({reason}): delete that folder and run "
+                "`openshape data build` again."
+            ) from error
+        return schema.decode(stored)
 
 
 class InMemory:
