@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, UInt
 
 from openshape_jax.config import AugmentConfig
+from openshape_jax.data.schema import GRAY
 
-GRAY = 0.4  # the colour of a shape without colour (OpenShape)
+PROBED = 128  # points that place the cut of `partial`
 FEWEST = 64  # distinct points that `sparse` and `partial` keep at least
 
 
@@ -44,12 +45,14 @@ def _keep_some(key: PRNGKeyArray, xyz: Array, config: AugmentConfig) -> Array:
     normal = jax.random.normal(direction, (3,))
     height = xyz @ (normal / jnp.linalg.norm(normal))
     share = jax.random.uniform(cut, minval=0.4, maxval=0.9)
-    partial = jax.random.bernoulli(use_partial, config.partial)
-    keep = ~partial | (height <= jnp.quantile(height, share))
+    # Points are stored shuffled: some of them place the cut as well as all, and need no large sort.
+    level = jnp.quantile(height[:PROBED], share)
+    keep = ~jax.random.bernoulli(use_partial, config.partial) | (height <= level)
     low = min(FEWEST, n)
     few = jnp.exp(jax.random.uniform(count, minval=jnp.log(float(low)), maxval=jnp.log(float(n))))
     limit = jnp.where(jax.random.bernoulli(use_sparse, config.sparse), few, n).astype(jnp.int32)
-    order = jnp.argsort(~keep, stable=True)  # kept points first, in index order
+    slot = jnp.where(keep, jnp.cumsum(keep) - 1, n)  # kept points first, in index order; others nowhere
+    order = jnp.zeros(n, jnp.int32).at[slot].set(jnp.arange(n, dtype=jnp.int32), mode="drop")
     kept = jnp.clip(keep.sum(), 1, limit)
     return order[jnp.arange(n) % kept]
 
@@ -68,20 +71,20 @@ def augment_one(
     ratio = jax.random.uniform(next(keys)) * config.dropout
     dropped = jax.random.uniform(next(keys), (n,)) < ratio
     xyz = jnp.where(dropped[:, None], xyz[0], xyz)
-    xyz = xyz * jax.random.uniform(next(keys), minval=config.scale_low, maxval=config.scale_high)
+    size = jax.random.uniform(next(keys), minval=config.scale_low, maxval=config.scale_high)
     stretch = jax.random.uniform(next(keys), (3,), minval=-config.stretch, maxval=config.stretch)
-    xyz = xyz * jnp.exp(stretch)
     flip = jnp.where(jax.random.bernoulli(next(keys), config.mirror), -1.0, 1.0)
-    xyz = xyz * jnp.array([1.0, 0.0, 0.0]) * flip + xyz * jnp.array([0.0, 1.0, 1.0])
-    xyz = xyz + jax.random.uniform(next(keys), (3,), minval=-config.shift, maxval=config.shift)
+    factors = size * jnp.exp(stretch) * jnp.array([1.0, 1.0, 1.0]).at[0].set(flip)
+    shift = jax.random.uniform(next(keys), (3,), minval=-config.shift, maxval=config.shift)
     tilt = config.tilt_sigma * jax.random.normal(next(keys), (3,))
     tilt = jnp.clip(tilt, -config.tilt_clip, config.tilt_clip)
     heading = jax.random.uniform(next(keys), minval=-jnp.pi, maxval=jnp.pi) * config.azimuth
-    for axis in range(3):
-        xyz = xyz @ rotation(axis, tilt[axis]).T
-    xyz = xyz @ rotation(2, heading).T
+    # x, y, z in turn, then the heading: one matrix for all of them.
+    turn = rotation(2, tilt[2] + heading) @ rotation(1, tilt[1]) @ rotation(0, tilt[0])
+    xyz = (xyz * factors + shift) @ turn.T
     sigma, noise = jax.random.split(next(keys))
-    xyz = xyz + config.noise_sigma * jax.random.uniform(sigma) * jax.random.normal(noise, xyz.shape)
+    if config.noise_sigma:
+        xyz = xyz + config.noise_sigma * jax.random.uniform(sigma) * jax.random.normal(noise, xyz.shape)
     rgb = jnp.where(jax.random.bernoulli(next(keys), config.gray), GRAY, rgb)
     return xyz, rgb
 

@@ -9,6 +9,7 @@ exact GELU, unbiased running variance, momentum 0.1, uniform +-1/sqrt(fan_in) in
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,6 +22,8 @@ from openshape_jax.ops import ball_query, farthest_point_sampling
 
 HEAD_DIM = 64  # always, whatever dim / heads
 NORM_EPS = 1e-5
+# Most grouped points that pass the set-abstraction MLP together; on a CPU as many as fit its caches.
+CHUNK_ROWS, CPU_CHUNK_ROWS = 1 << 18, 1 << 12
 BN_MOMENTUM = 0.1  # torch's convention: new = 0.9 old + 0.1 batch
 
 
@@ -66,9 +69,9 @@ class Linear(nnx.Module):
 
 
 class BatchNorm(nnx.Module):
-    """Normalisation over all rows of (R, C): torch's BatchNorm, statistics in float32.
+    """Gain and shift that torch's BatchNorm applies to a channel, to be folded into the layer before it.
 
-    Under jit over a sharded batch the statistics are those of the global batch.
+    Statistics are float32. Under jit over a sharded batch they are those of the global batch.
     """
 
     def __init__(self, channels: int):
@@ -77,23 +80,24 @@ class BatchNorm(nnx.Module):
         self.mean = nnx.BatchStat(jnp.zeros(channels))
         self.var = nnx.BatchStat(jnp.ones(channels))
 
-    def __call__(self, x: Float[Array, "R C"], train: bool) -> Float[Array, "R C"]:
-        if train:
-            x32 = x.astype(jnp.float32)
-            mean = x32.mean(0)
-            var = jnp.square(x32 - mean).mean(0)
-            rows = x.shape[0]
-            unbiased = var * (rows / max(rows - 1, 1))
-            self.mean[...] = (1 - BN_MOMENTUM) * self.mean[...] + BN_MOMENTUM * jax.lax.stop_gradient(mean)
-            self.var[...] = (1 - BN_MOMENTUM) * self.var[...] + BN_MOMENTUM * jax.lax.stop_gradient(unbiased)
-        else:
-            mean, var = self.mean[...], self.var[...]
-        gain = self.scale[...] * jax.lax.rsqrt(var + NORM_EPS)
-        return x * gain.astype(x.dtype) + (self.bias[...] - mean * gain).astype(x.dtype)
+    def track(self, mean: Float[Array, C], var: Float[Array, C], rows: int) -> None:
+        """Moves the running statistics towards a batch's (var: of the batch, not yet unbiased)."""
+        unbiased = var * (rows / max(rows - 1, 1))
+        self.mean[...] = (1 - BN_MOMENTUM) * self.mean[...] + BN_MOMENTUM * jax.lax.stop_gradient(mean)
+        self.var[...] = (1 - BN_MOMENTUM) * self.var[...] + BN_MOMENTUM * jax.lax.stop_gradient(unbiased)
+
+    def gain(self, var: Float[Array, C]) -> Float[Array, C]:
+        return self.scale[...] * jax.lax.rsqrt(var + NORM_EPS)
 
 
 class SetAbstraction(nnx.Module):
-    """Patch features: group, shared three-layer MLP, max over the group."""
+    """Patch features: group, shared three-layer MLP (Linear, BatchNorm, ReLU), max over the group.
+
+    The activations of all S x K grouped points are never held at once. BatchNorm is folded into the
+    Linear before it; in training its statistics follow exactly from the mean m and covariance C of the
+    Linear's input, since y = W x + b has mean W m + b and variance diag(W C W^T). The MLP then runs over
+    chunks of centres, and again in the backward pass. In front of a BatchNorm a bias cancels.
+    """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -121,10 +125,59 @@ class SetAbstraction(nnx.Module):
             return centre, jnp.concatenate([near[..., :3] - centre[:, None], near], -1)
 
         centres, grouped = jax.vmap(group)(xyz, rgb.astype(jnp.float32), starts, keep)
-        x = jax.lax.stop_gradient(grouped).reshape(-1, 9).astype(c.dtype)
+        chunks = _chunked(jax.lax.stop_gradient(grouped))
+        layers: list[tuple[Array, Array]] = []
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = _apart(jax.nn.relu(norm(_apart(conv(x)), train)))
-        return centres, x.reshape(*centres.shape[:2], c.nsample, -1).max(2)
+            kernel, bias = conv.kernel[...], conv.bias[...]
+            if train:
+                m, cov = _moments(chunks, layers, c.dtype)
+                mean, var = m @ kernel, jnp.maximum((kernel * (cov @ kernel)).sum(0), 0)
+                norm.track(mean + bias, var, grouped.size // 9)
+            else:
+                mean, var = norm.mean[...] - bias, norm.var[...]
+            gain = norm.gain(var)
+            layers.append((kernel * gain, norm.bias[...] - mean * gain))
+
+        def feature(layers, x):
+            return _mlp(x, layers, c.dtype).reshape(*x.shape[:3], -1).max(2)
+
+        patch = _over_chunks(feature, layers, chunks)  # (chunks, B, S / chunks, C)
+        return centres, jnp.moveaxis(patch, 0, 1).reshape(*centres.shape[:2], -1)
+
+
+def _chunked(grouped: Float[Array, "B S K F"]) -> Float[Array, "G B s K F"]:
+    """The groups in G chunks of centres, the fewest that have at most CHUNK_ROWS points each."""
+    b, s, k, f = grouped.shape
+    limit = CPU_CHUNK_ROWS if jax.default_backend() == "cpu" else CHUNK_ROWS
+    count = next(g for g in range(1, s + 1) if s % g == 0 and (b * s * k // g <= limit or g == s))
+    return jnp.moveaxis(grouped.reshape(b, count, s // count, k, f), 1, 0)
+
+
+def _over_chunks(fn: Callable[[Any, Array], Any], layers: Any, chunks: Array) -> Any:
+    """fn(layers, chunk) of every chunk, stacked; the activations inside are computed again for gradients."""
+    return jax.lax.map(lambda x: jax.checkpoint(fn)(layers, x), chunks)
+
+
+def _mlp(x: Float[Array, "... F"], layers: list[tuple[Array, Array]], dtype: str) -> Float[Array, "R C"]:
+    """The layers, each with its BatchNorm folded in, on the rows of x."""
+    x = x.reshape(-1, x.shape[-1]).astype(dtype)
+    for kernel, shift in layers:
+        x = jax.nn.relu(_dense(x, kernel, shift))
+    return x
+
+
+def _moments(chunks: Array, layers: list[tuple[Array, Array]], dtype: str) -> tuple[Array, Array]:
+    """Mean (F,) and covariance (F, F) over all points of the output of `layers`, in float32."""
+    # Any pivot gives the same result; one near the mean leaves nothing to cancel.
+    pivot = jax.lax.stop_gradient(_mlp(chunks[0], layers, dtype).mean(0, dtype=jnp.float32))
+
+    def sums(layers, x):
+        x = _mlp(x, layers, dtype).astype(jnp.float32) - pivot
+        return x.sum(0), jnp.matmul(x.T, x, precision="highest")
+
+    rows = chunks.size // chunks.shape[-1]
+    first, second = jax.tree.map(lambda t: t.sum(0) / rows, _over_chunks(sums, layers, chunks))
+    return pivot + first, second - first[:, None] * first
 
 
 class Transformer(nnx.Module):
@@ -157,13 +210,9 @@ class Transformer(nnx.Module):
             return x + _dense(h, w["down_kernel"], w["down_bias"]), None
 
         step = jax.checkpoint(block) if self.config.remat else block
-        return jax.lax.scan(step, tokens, weights)[0]
-
-
-def _apart(x: Array) -> Array:
-    """x itself; XLA:CPU must not fuse across it. Fusing elementwise work into the matrix products of
-    long, narrow activations keeps them off the fast kernels: the backward pass takes 1.3 times as long."""
-    return jax.lax.optimization_barrier(x) if jax.default_backend() == "cpu" else x
+        # A loop's backward pass is up to 1.7 times as slow on CPUs, elsewhere it saves compile time.
+        on_cpu = jax.default_backend() == "cpu"
+        return jax.lax.scan(step, tokens, weights, unroll=self.config.depth if on_cpu else 1)[0]
 
 
 def _dense(x: Array, kernel: Array, bias: Array | None = None) -> Array:
