@@ -73,11 +73,13 @@ class Checkpoints:
         A damaged checkpoint is reported loudly, removed from the list and the one before it is used.
 
         Raises:
+          ConfigError: the newest readable one belongs to another model or optimizer; nothing is touched.
           CheckpointError: there are checkpoints but none can be read.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         for step in steps:
+            self._check_fits(step, shapes)
             try:
                 args = ocp.args.PyTreeRestore(
                     shapes, restore_args=ocp.checkpoint_utils.construct_restore_args(shapes)
@@ -100,6 +102,25 @@ class Checkpoints:
                 "*.damaged. Start again in another --workdir, or remove this one."
             )
         return None
+
+    def _check_fits(self, step: int, wanted: Any) -> None:
+        """Raises ConfigError where a stored state has other arrays than `wanted`."""
+        try:
+            with ocp.PyTreeCheckpointer() as reader:
+                tree = reader.metadata(self.folder / str(step) / "state").item_metadata.tree
+        except Exception:  # damaged: the restore that follows says so
+            return
+        stored, here = _shapes(tree), _shapes(wanted)
+        names = [n for n in sorted(stored.keys() | here.keys()) if stored.get(n) != here.get(n)]
+        if names:
+            lines = [f"  {n}: {stored.get(n, '-')} stored, {here.get(n, '-')} now" for n in names[:5]]
+            raise ConfigError(
+                f"the checkpoint of step {step} in {self.folder} does not fit this config; "
+                f"{len(names)} arrays differ:\n"
+                + "\n".join(lines)
+                + "\nUse the config that the run was started with (its "
+                "config.json), or another --workdir. Nothing was changed."
+            )
 
     def _set_aside(self, step: int) -> None:
         (self.folder / str(step)).rename(
@@ -172,6 +193,12 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:200]
 
 
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Shapes by path, the same for a stored tree and for a TrainState."""
+    paths = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="."): tuple(x.shape) for path, x in paths}
+
+
 def _string_keys(tree: Any) -> Any:
     return {str(k): _string_keys(v) for k, v in tree.items()} if isinstance(tree, dict) else tree
 
@@ -183,27 +210,40 @@ def _int_keys(tree: Any) -> Any:
     return {int(k) if k.isdigit() else k: _int_keys(v) for k, v in tree.items()}
 
 
-def claim_workdir(workdir: Path, config: Config) -> None:
-    """Writes config.json, or checks that the run already there has the same config.
+def check_workdir(workdir: Path, config: Config) -> None:
+    """Nothing where `workdir` is free for the run: empty, without a checkpoint, or of the same config.
 
     Raises:
       ConfigError: another config's run is there; shows every difference and the ways out.
     """
-    path, new = workdir / "config.json", to_dict(config)
-    new.pop("resume")
-    if path.exists():
-        try:
-            old = json.loads(path.read_text())
-        except json.JSONDecodeError:
-            old = {"(unreadable)": path.read_text()[:80]}
-        lines = difference(old, new)
-        if lines and config.resume != "force":
-            raise ConfigError(
-                f"{workdir} holds a run with another config:\n  "
-                + "\n  ".join(lines)
-                + "\nUse another --workdir, or --resume=force to go on with the new values."
-            )
+    path = workdir / "config.json"
+    if config.resume == "force" or not path.exists() or not any((workdir / "checkpoints").glob("[0-9]*")):
+        return
+    try:
+        old = json.loads(path.read_text())
+    except json.JSONDecodeError:
+        old = {"(unreadable)": path.read_text()[:80]}
+    if lines := difference(old, _described(config)):
+        raise ConfigError(
+            f"{workdir} holds a run with another config:\n  "
+            + "\n  ".join(lines)
+            + "\nUse another --workdir, or --resume=force to go on with the new values."
+        )
+
+
+def claim_workdir(workdir: Path, config: Config) -> None:
+    """Writes WORKDIR/config.json; an earlier, different one is kept as config.json.before-<n>."""
+    path, new = workdir / "config.json", json.dumps(_described(config), indent=2)
     workdir.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".json.new")
-    fresh.write_text(json.dumps(new, indent=2))
+    if path.exists() and path.read_text() != new:
+        number = len(list(workdir.glob("config.json.before-*"))) + 1
+        path.replace(workdir / f"config.json.before-{number}")
+    fresh = workdir / "config.json.new"
+    fresh.write_text(new)
     fresh.replace(path)
+
+
+def _described(config: Config) -> dict[str, Any]:
+    values = to_dict(config)
+    values.pop("resume")
+    return values

@@ -113,6 +113,7 @@ class Config:
     log_every: int = 20  # steps between lines of metrics.jsonl
     checkpoint_every: int = 1_000  # steps
     checkpoints_kept: int = 3
+    cpu_devices: int = 1  # on CPUs the batch is split over so many devices; 2 fit two cores
     resume: str = "auto"  # "force": go on although the workdir holds another config's run
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -270,6 +271,31 @@ def validate(config: Config) -> Config:
     ):
         if value not in allowed:
             raise ConfigError(f"{path} is {value!r}; allowed: {', '.join(allowed)}.")
+    a = config.augment
+    ranges = {  # path: (value, lowest, highest)
+        "seed": (config.seed, 0, 2**31 - 1), "cpu_devices": (config.cpu_devices, 1, 1024),
+        "model.sa_dim": (m.sa_dim, 1, 1 << 16), "data.prefetch": (d.prefetch, 0, 1 << 16),
+        "data.class_text_share": (d.class_text_share, 0, 1),
+        "data.in_memory_limit": (d.in_memory_limit, 0, 1e6),
+        "augment.dropout": (a.dropout, 0, 1), "augment.scale_low": (a.scale_low, 1e-3, a.scale_high),
+        "augment.scale_high": (a.scale_high, a.scale_low, 1e3), "augment.stretch": (a.stretch, 0, 5),
+        "augment.shift": (a.shift, 0, 10), "augment.tilt_sigma": (a.tilt_sigma, 0, 4),
+        "augment.tilt_clip": (a.tilt_clip, 0, 4), "augment.azimuth": (a.azimuth, 0, 1),
+        "augment.mirror": (a.mirror, 0, 1), "augment.gray": (a.gray, 0, 1),
+        "augment.noise_sigma": (a.noise_sigma, 0, 1), "augment.partial": (a.partial, 0, 1),
+        "augment.sparse": (a.sparse, 0, 1),
+        "loss.text_weight": (config.loss.text_weight, 0, 1e6),
+        "loss.image_weight": (config.loss.image_weight, 0, 1e6),
+        "optim.weight_decay": (o.weight_decay, 0, 10),
+        "optim.b1": (o.b1, 0, 0.999999), "optim.b2": (o.b2, 0, 0.999999),
+        "optim.learning_rate": (o.learning_rate, 0, 100), "optim.clip_norm": (o.clip_norm, 0, 1e9),
+        "optim.warmup_steps": (o.warmup_steps, 0, config.steps), "optim.decay_rate": (o.decay_rate, 1e-6, 1),
+        "optim.decay_every": (o.decay_every, 1, 1 << 40), "optim.ema": (o.ema, 0, 0.9999999),
+        "eval.every": (e.every, 0, 1 << 40),
+    }  # fmt: skip
+    for path, (value, low, high) in ranges.items():
+        if not low <= value <= high:
+            raise ConfigError(f"{path} is {value}; it must be from {low} to {high}.")
     if not d.datasets:
         raise ConfigError("data.datasets is empty; name at least one data set.")
     if d.weights and (len(d.weights) != len(d.datasets) or min(d.weights) <= 0):
@@ -286,8 +312,6 @@ def validate(config: Config) -> Config:
         raise ConfigError(
             f"model.train_patches is {m.train_patches}; it must be 0 to model.patches ({m.patches})."
         )
-    if not 0 <= o.ema < 1:
-        raise ConfigError(f"optim.ema is {o.ema}; it must be in [0, 1), 0 for none.")
     return config
 
 

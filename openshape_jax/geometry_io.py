@@ -12,8 +12,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from openshape_jax.mesh_files import MAX_FILE_BYTES, RawPoints, folder_fetch, read_with_trimesh, unit_colors
-from openshape_jax.mesh_sampling import GREY, Part, sample
+from openshape_jax.data.schema import GRAY, to_z_up, unit_colors
+from openshape_jax.mesh_files import MAX_FILE_BYTES, RawPoints, folder_fetch, read_with_trimesh
+from openshape_jax.mesh_sampling import Part, sample
 from openshape_jax.obj_reader import read_obj
 
 Up = Literal["y", "z"]
@@ -30,11 +31,6 @@ class Points(NamedTuple):
     rgb: np.ndarray  # (N, 3) float32 in [0, 1]; grey 0.4 where the file states no colour
     has_color: bool
     up: Up
-
-
-def to_z_up(xyz: np.ndarray) -> np.ndarray:
-    """(..., 3) z-up coordinates of y-up ones, (x, y, z) -> (x, -z, y): a front at +z comes to -y."""
-    return np.stack([xyz[..., 0], -xyz[..., 2], xyz[..., 1]], -1)
 
 
 def load_points(path: str | Path, num_points: int = 10_000, seed: int = 0, up: Up | None = None) -> Points:
@@ -66,7 +62,7 @@ def load_points(path: str | Path, num_points: int = 10_000, seed: int = 0, up: U
         if isinstance(source, RawPoints):
             xyz, rgb = _subsample(source, num_points, rng)
             has_color = rgb is not None
-            rgb = np.full(xyz.shape, GREY, np.float32) if rgb is None else rgb
+            rgb = np.full(xyz.shape, GRAY, np.float32) if rgb is None else rgb
         else:
             xyz, rgb, has_color = sample(source, num_points, rng)
         _check_points(xyz)

@@ -8,6 +8,7 @@ one-minute run on synthetic shapes.
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -48,14 +49,20 @@ def main(argv: Sequence[str], overrides: Sequence[str]) -> None:
     workdir = _WORKDIR.value or f"runs/{Path(file).stem}" + (f"-{variant}" if variant else "")
     try:
         config = config_lib.load(_CONFIG.value, [*overrides, f"resume={_RESUME.value}"])
+        from openshape_jax import runtime
+
+        runtime.prepare(config.cpu_devices)
         from openshape_jax import train
         from openshape_jax.data import build
         from openshape_jax.evals import summary
 
         build.build_synthetic([*config.data.datasets, *config.eval.datasets], config.data.data_dir)
-        again = f"{sys.executable} -m openshape_jax.main {' '.join(sys.argv[1:])}"
+        again = shlex.join([sys.executable, "-m", "openshape_jax.main", *sys.argv[1:]])
         train.run(config, workdir, again)
         print(summary.table(workdir))
+    except KeyboardInterrupt:
+        print("\ninterrupted; what was saved stays. The same command goes on from there.", file=sys.stderr)
+        sys.exit(130)
     except Exception as error:
         from openshape_jax.errors import explain
 

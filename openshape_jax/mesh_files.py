@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from openshape_jax.mesh_sampling import GREY, Part, image_array
+from openshape_jax.data.schema import GRAY, unit_colors
+from openshape_jax.mesh_sampling import Part, image_array
 from openshape_jax.obj_reader import Fetch, read_obj
 
 MAX_FILE_BYTES = 2**31  # larger files (or unpacked archive members) are refused
@@ -29,14 +30,6 @@ class RawPoints(NamedTuple):
 
     xyz: np.ndarray  # (N, 3) float64
     rgb: np.ndarray | None  # (N, 3) float32 in [0, 1]
-
-
-def unit_colors(rgb: np.ndarray) -> np.ndarray:
-    """(N, 3) float32 colours in [0, 1] of colours in [0, 1] or, if uint8 or one exceeds 1, in 0-255."""
-    if not np.isfinite(rgb).all():
-        raise ValueError("a colour is NaN or infinite; give colours in 0-1 or 0-255")
-    is_bytes = rgb.dtype == np.uint8 or rgb.max(initial=0) > 1
-    return np.clip(rgb.astype(np.float32) / (255 if is_bytes else 1), 0, 1)
 
 
 def _candidates(name: str, base: str = "") -> list[str]:
@@ -194,7 +187,7 @@ def read_with_trimesh(data: bytes, suffix: str, fetch: Fetch) -> list[Part] | Ra
     rgb = None
     if any(c.rgb is not None for c in clouds):
         rgb = np.concatenate(
-            [np.full(c.xyz.shape, GREY, np.float32) if c.rgb is None else c.rgb for c in clouds]
+            [np.full(c.xyz.shape, GRAY, np.float32) if c.rgb is None else c.rgb for c in clouds]
         )
     return RawPoints(np.concatenate([c.xyz for c in clouds]), rgb)
 

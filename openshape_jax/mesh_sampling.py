@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-GREY = 0.4  # colour of a point that has none (OpenShape's convention)
+from openshape_jax.data.schema import GRAY
+
 MAX_IMAGE_PIXELS = 64_000_000  # larger textures are refused: they are bombs or mistakes
 TEXTURE_SIDE = 1024  # textures are reduced to this many texels a side: less aliasing, less memory
 MIN_ALPHA = 0.25  # texels below are holes (leaf cut-outs, nets, decals): no point is put there
@@ -72,7 +73,7 @@ def _colors(part: Part, face: np.ndarray, weights: np.ndarray) -> np.ndarray:
     elif part.face_rgb is not None:
         rgba[:, :3] = part.face_rgb[face]
     else:
-        rgba[:, :3] = GREY if part.color is None else part.color
+        rgba[:, :3] = GRAY if part.color is None else part.color
     return rgba
 
 

@@ -39,6 +39,7 @@ class _Job:
     saves: checkpoint.Checkpoints
     log: metrics.Writer
     again: str  # the command that resumes, for messages
+    stopped: Callable[[], str]  # the signal that came, or ""
 
 
 def run(config: Config, workdir: str | Path, again: str = "the same command") -> Path:
@@ -51,14 +52,19 @@ def run(config: Config, workdir: str | Path, again: str = "the same command") ->
       ConfigError: workdir holds another config's run. DatasetMissing: build it first.
       Interrupted: a signal came; everything is saved. CheckpointError: see there.
     """
-    workdir = Path(workdir)
+    with _signals() as stopped:
+        return _run(config, Path(workdir), again, stopped)
+
+
+def _run(config: Config, workdir: Path, again: str, stopped: Callable[[], str]) -> Path:
     for name in {*config.data.datasets, *config.eval.datasets}:
         sources.find(name, config.data.data_dir)  # fails before anything is written
-    checkpoint.claim_workdir(workdir, config)
+    checkpoint.check_workdir(workdir, config)
 
     mesh = sharding.make_mesh()
     sharding.check_batch_size(config.batch_size, mesh)
     whole, rows = sharding.replicated(mesh), sharding.by_row(mesh)
+    evaluators = [ZeroShot(name, config.eval, config.data.data_dir) for name in config.eval.datasets]
     saves = checkpoint.Checkpoints(workdir, config.checkpoints_kept)
     first = saves.latest() or 0
     if first >= config.steps and _is_complete(config, workdir):
@@ -66,9 +72,9 @@ def run(config: Config, workdir: str | Path, again: str = "the same command") ->
         print(f"{workdir} is finished ({first} steps); nothing to do")
         return workdir
 
-    evaluators = [ZeroShot(name, config.eval, config.data.data_dir) for name in config.eval.datasets]
     train_state = jax.jit(lambda: state.init(config), out_shardings=whole)()
     restored = saves.restore(train_state)
+    checkpoint.claim_workdir(workdir, config)
     train_state = train_state if restored is None else jax.device_put(restored, whole)
     first = int(train_state.step)
     step_fn = jax.jit(
@@ -78,7 +84,9 @@ def run(config: Config, workdir: str | Path, again: str = "the same command") ->
         donate_argnums=0,
     )
     log = metrics.Writer(workdir, first)
-    job = _Job(config, workdir, mesh, step_fn, make_embed(config, mesh), evaluators, saves, log, again)
+    job = _Job(
+        config, workdir, mesh, step_fn, make_embed(config, mesh), evaluators, saves, log, again, stopped
+    )
     try:
         if first < config.steps:
             message = "resuming after" if first else "starting at"
@@ -97,7 +105,7 @@ def run(config: Config, workdir: str | Path, again: str = "the same command") ->
 
 def _loop(job: _Job, train_state: state.TrainState) -> state.TrainState:
     """The steps that are left, with logging, checkpoints and evaluations in between."""
-    config, description = job.config, describe(job.config)
+    config = job.config
     first = int(train_state.step)
     hosts, host = jax.process_count(), jax.process_index()
     started, counted = time.perf_counter(), first
@@ -105,7 +113,6 @@ def _loop(job: _Job, train_state: state.TrainState) -> state.TrainState:
     with (
         closing(pipeline.batches(config, first, host, hosts)) as stream,
         tqdm(total=config.steps, initial=first, unit="step", desc="train", disable=host != 0) as bar,
-        _signals() as stopped,
     ):
         for step in range(first + 1, config.steps + 1):
             batch = sharding.put_batch(next(stream), job.mesh)
@@ -120,16 +127,22 @@ def _loop(job: _Job, train_state: state.TrainState) -> state.TrainState:
                 job.log.write(step, {**scalars, "train/shapes_per_s": rate})
                 bar.set_postfix(loss=f"{scalars['train/loss']:.3f}", shapes_per_s=f"{rate:.0f}")
                 _check_finite(scalars, step)
-            if stopped() or step % config.checkpoint_every == 0 or step == config.steps:
-                job.saves.save(train_state, description, wait=bool(stopped()) or step == config.steps)
-            if stopped():
-                raise Interrupted(
-                    f"stopped by {stopped()} after step {step}; saved. To go on, run {job.again}"
-                )
+            _stop_if_asked(job, train_state)
+            if step % config.checkpoint_every == 0 or step == config.steps:
+                job.saves.save(train_state, describe(config), wait=step == config.steps)
             if config.eval.every and step % config.eval.every == 0 and step < config.steps:
                 _evaluate(job, train_state)
                 started, counted = time.perf_counter(), step
     return train_state
+
+
+def _stop_if_asked(job: _Job, train_state: state.TrainState) -> None:
+    """Saves and raises Interrupted where a signal came."""
+    if job.stopped():
+        job.saves.save(train_state, describe(job.config), wait=True)
+        raise Interrupted(
+            f"stopped by {job.stopped()} after step {int(train_state.step)}; saved. To go on, run {job.again}"
+        )
 
 
 def _check_finite(values: dict[str, float], step: int) -> None:
@@ -154,8 +167,12 @@ def make_embed(config: Config, mesh: jax.sharding.Mesh) -> Callable[..., Any]:
 def _evaluate(job: _Job, train_state: state.TrainState, final: bool = False) -> None:
     """Logs the accuracies; the final ones are also written to WORKDIR/eval."""
     weights = state.evaluated(train_state)
+
+    def embed(xyz: np.ndarray, rgb: np.ndarray) -> Any:
+        _stop_if_asked(job, train_state)
+        return job.embed(weights, xyz, rgb)
+
     for evaluator in job.evaluators:
-        embed = lambda xyz, rgb: job.embed(weights, xyz, rgb)  # noqa: E731
         values = dict(evaluator.run(embed, job.workdir if final else None))
         job.log.write(int(train_state.step), values)
         top1 = ", ".join(f"{k.split('/')[1]} {v:.1%}" for k, v in values.items() if k.endswith("/top1"))

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "openshape_jax"
 # From the bottom up: a module may import from its own layer's package and from layers before it.
 LAYERS = [
-    {"version"}, {"config"}, {"ops"}, {"models"}, {"losses"}, {"optim"}, {"sharding"},
+    {"version"}, {"config"}, {"ops"}, {"models"}, {"losses"}, {"optim"}, {"sharding"}, {"runtime"},
     {"data"}, {"mesh_sampling"}, {"obj_reader"}, {"mesh_files"}, {"geometry_io"}, {"render"}, {"augment"},
     {"state"}, {"checkpoint"}, {"metrics"},
     {"evals"}, {"train"}, {"errors"}, {"main", "api"}, {"cli"},

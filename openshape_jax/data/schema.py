@@ -15,6 +15,9 @@ import numpy as np
 XYZ_LEVELS = 65535  # uint16 steps over [-1, 1]: rounding error at most 1.6e-5 of the unit sphere
 
 
+GRAY = 0.4  # the colour of a shape without colour (OpenShape)
+
+
 class Text(NamedTuple):
     """One text of a shape: the words, where they come from, and their CLIP feature if known."""
 
@@ -52,6 +55,25 @@ def to_unit_sphere(xyz: np.ndarray) -> UnitCloud:
     if scale <= 1e-12 * max(1.0, float(np.abs(center).max())):
         raise ValueError(f"all {len(xyz)} points are equal ({center.tolist()}); a shape needs an extent.")
     return UnitCloud((centred / scale).astype(np.float32), center.astype(np.float32), scale)
+
+
+def to_z_up(xyz: np.ndarray) -> np.ndarray:
+    """(..., 3) z-up coordinates of y-up ones, (x, y, z) -> (x, -z, y): a front at +z comes to -y."""
+    return np.stack([xyz[..., 0], -xyz[..., 2], xyz[..., 1]], -1)
+
+
+def unit_colors(rgb: np.ndarray) -> np.ndarray:
+    """(N, 3) float32 colours in [0, 1] of colours in [0, 1] or, if uint8 or one exceeds 1, in 0-255.
+
+    Raises:
+      ValueError: a colour is NaN, infinite, negative or above 255.
+    """
+    if not np.isfinite(rgb).all():
+        raise ValueError("a colour is NaN or infinite; give colours in 0-1 or 0-255")
+    if rgb.size and not (rgb.min() >= 0 and rgb.max() <= 255):
+        raise ValueError(f"colours from {rgb.min()} to {rgb.max()}; expected 0-1 or 0-255")
+    is_bytes = rgb.dtype == np.uint8 or rgb.max(initial=0) > 1
+    return np.clip(rgb.astype(np.float32) / (255 if is_bytes else 1), 0, 1)
 
 
 def quantize_xyz(xyz: np.ndarray) -> np.ndarray:

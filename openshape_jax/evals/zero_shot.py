@@ -39,10 +39,14 @@ def accuracy(scores: np.ndarray, label: np.ndarray) -> dict[str, float]:
       label: (n,) true classes.
 
     Raises:
-      ValueError: no shape at all.
+      ValueError: no shape at all. FloatingPointError: a score is NaN or infinite.
     """
     if len(label) == 0:
         raise ValueError("no labelled shape to evaluate on.")
+    if bad := int((~np.isfinite(scores)).any(1).sum()):
+        raise FloatingPointError(
+            f"{bad} of {len(scores)} shapes have NaN or infinite scores: the model is broken."
+        )
     true = scores[np.arange(len(label)), label]
     # Ties count as misses: a constant output must not score.
     rank = (scores >= true[:, None]).sum(1) - 1

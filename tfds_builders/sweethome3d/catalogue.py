@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from openshape_jax.geometry_io import to_z_up
+from openshape_jax.data.schema import to_z_up
 from openshape_jax.mesh_files import ZipFiles, read_obj_in_zip
 from openshape_jax.mesh_sampling import Part, decode_image, sample
 
