@@ -18,10 +18,31 @@ BATCH = 32  # most clouds embedded at once
 Points = np.ndarray | Sequence[np.ndarray]
 
 
-def load(path: str | Path) -> Model:
+def load(path: str | Path, **options: Any) -> Model:
     """See `openshape_jax.load`."""
+    return Model(*read(path, **options))
+
+
+def read(path: str | Path, **options: Any) -> tuple[dict[str, Any], dict[str, Any], int]:
+    """(weights, metadata, step) of a run of ours or of a foreign checkpoint; as `openshape_jax.load`."""
+    from openshape_jax.convert import files
+
+    if files.is_foreign(path):
+        from openshape_jax.convert import load as foreign
+
+        return foreign.read(path, **options)
     weights, metadata, step = checkpoint.load_weights(path)
-    return Model(weights, metadata, step)
+    wanted = options.pop("embed_dim", None)
+    if wanted is not None and wanted != metadata["embed_dim"]:
+        raise ValueError(
+            f"{path} embeds to D = {metadata['embed_dim']}, but embed_dim {wanted} was asked for."
+        )
+    if options:
+        raise ValueError(
+            f"{path} is a run of ours, which knows its own {', '.join(options)}: leave them out, they are "
+            "for PyTorch files that do not tell them."
+        )
+    return weights, metadata, step
 
 
 class Model:
@@ -31,6 +52,7 @@ class Model:
         self.metadata, self.step = metadata, step
         self.config: config.ModelConfig = config.from_dict(metadata["model"], config.ModelConfig)
         self.num_points = int(metadata["num_points"])
+        self.up: str = metadata["up"]
         self._weights = jax.device_put(weights)
         self._embed = jax.jit(state.make_embed(self.config, int(metadata["views"])))
 
@@ -39,7 +61,8 @@ class Model:
 
         Clouds are centred and scaled here, so any unit will do. One with more points than the model's
         `num_points` is subsampled without replacement, one with fewer is repeated up to that number.
-        Without colour, grey 0.4 is used, as in training.
+        Without colour, grey 0.4 is used, as in training. Clouds are turned to the axis that points up in
+        the model's training data (`metadata["up"]`).
 
         Args:
           points: (N, 3) xyz or (N, 6) xyz rgb of one cloud, (B, N, 3|6) of several, or a sequence of
@@ -81,8 +104,21 @@ class Model:
         return probabilities[0] if single else probabilities
 
     def scores(self, embeddings: np.ndarray, labels: Sequence[str]) -> np.ndarray:
-        """(B, C) logits: cosines with the labels' text vectors times the learnt logit scale."""
-        return self.metadata["logit_scale"] * embeddings @ vocabulary.load().encode(list(labels)).T
+        """(B, C) logits: cosines with the labels' text vectors times the learnt logit scale.
+
+        Raises:
+          UnknownLabel: a label that the vocabulary does not know. ValueError: the model lives in the space
+            of another CLIP than the vocabulary's ViT-B/32.
+        """
+        space = self.metadata["text_space"]
+        if space not in (vocabulary.TEXT_SPACE, vocabulary.RAW_TEXT_SPACE):
+            raise ValueError(
+                f"labels are known as vectors of {vocabulary.RAW_TEXT_SPACE}, but this model embeds into "
+                f"{space} (D = {self.config.embed_dim}): take cosines of model.embed(points) with text "
+                "vectors of that CLIP instead."
+            )
+        text = vocabulary.load().encode(list(labels), centred=space == vocabulary.TEXT_SPACE)
+        return self.metadata["logit_scale"] * embeddings @ text.T
 
     def _prepare(self, cloud: np.ndarray, up: str, seed: int, index: int) -> tuple[np.ndarray, np.ndarray]:
         if cloud.ndim != 2 or cloud.shape[1] not in (3, 6) or len(cloud) == 0:
@@ -93,8 +129,9 @@ class Model:
             xyz = schema.to_unit_sphere(cloud[:, :3]).xyz
         except ValueError as error:
             raise ValueError(f"cloud {index}: {error}") from None
-        if up == "y":
-            xyz = np.stack([xyz[:, 0], -xyz[:, 2], xyz[:, 1]], 1)
+        if up != self.up:  # a quarter turn about x, to and fro
+            x, y, z = xyz.T
+            xyz = np.stack([x, -z, y] if up == "y" else [x, z, -y], 1)
         rgb = np.full_like(xyz, GRAY)
         if cloud.shape[1] == 6:
             rgb = cloud[:, 3:].astype(np.float32)

@@ -13,7 +13,7 @@ LAYERS = [
     {"version"}, {"config"}, {"ops"}, {"models"}, {"losses"}, {"optim"}, {"sharding"},
     {"data"}, {"mesh_sampling"}, {"obj_reader"}, {"mesh_files"}, {"geometry_io"}, {"render"}, {"augment"},
     {"state"}, {"checkpoint"}, {"metrics"},
-    {"evals"}, {"train"}, {"errors"}, {"main", "api"}, {"cli"},
+    {"evals"}, {"train"}, {"convert"}, {"errors"}, {"main", "api"}, {"cli"},
 ]  # fmt: skip
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
