@@ -12,7 +12,12 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         help="zero-shot accuracy on labelled clouds",
         description="FILE holds xyz (n, N, 3), label (n,) and classes (C,), optionally rgb (n, N, 3).",
     )
-    p.add_argument("--checkpoint", required=True, metavar="DIR", help="run directory or checkpoint")
+    p.add_argument(
+        "--checkpoint",
+        required=True,
+        metavar="PATH",
+        help="run directory, converted model, .pt or .safetensors",
+    )
     p.add_argument("--npz", required=True, metavar="FILE")
     p.add_argument("--up", choices=("y", "z"), default="z", help="up axis of the file's clouds (default z)")
     p.add_argument("--output", metavar="JSON", help="also write the result there")

@@ -16,6 +16,9 @@ from openshape_jax.convert.error import ConversionError
 from openshape_jax.convert.names import Layout, find_layout
 
 METADATA_KEY = "openshape_jax"  # holds our metadata as JSON, in a .pt's dict and a .safetensors' header
+REQUIRED = {
+    "model", "text_space", "embed_dim", "up", "colour", "num_points", "views", "trained_on", "version",
+}  # fmt: skip
 CANDIDATES = (
     "model.safetensors.index.json",
     "model.safetensors",
@@ -142,6 +145,7 @@ def _read_file(path: Path) -> tuple[Mapping[str, Any], dict[str, Any] | None, st
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any] | None]:
+    import ml_dtypes  # noqa: F401 (makes "bfloat16" known to NumPy)
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -161,10 +165,11 @@ def _parse_metadata(text: Any, path: Path) -> dict[str, Any] | None:
         return None
     try:
         metadata = json.loads(text)
-        if not isinstance(metadata["model"], dict):
-            raise TypeError("model is no dict")
-    except (ValueError, TypeError, KeyError) as error:
+        lacking = sorted(REQUIRED - metadata.keys())
+    except (ValueError, AttributeError, TypeError) as error:
         raise ConversionError(f"{path}: its {METADATA_KEY} metadata is damaged ({error}).") from None
+    if lacking:
+        raise ConversionError(f"{path}: its {METADATA_KEY} metadata lacks {', '.join(lacking)}.")
     return metadata
 
 
@@ -210,6 +215,9 @@ def _interpret(
 ) -> Raw:
     wrapped = isinstance(entries.get("state_dict"), Mapping)
     tensors = dict(entries["state_dict"]) if wrapped else dict(entries)
+    unnamed = [k for k in tensors if not isinstance(k, str)]
+    if unnamed:
+        raise ConversionError(f"{where} has the key {unnamed[0]!r}, where names of tensors are expected.")
     around = {str(k): v for k, v in entries.items() if k != "state_dict"} if wrapped else {}
     _refuse_projections(where, around)
     left_out = sorted(k for k in around if k in TRAINING or k.startswith("best_"))
@@ -265,7 +273,8 @@ def _pop_scale(where: str, tensors: dict[str, Any], around: Any) -> float | None
     for value in values:
         if value is None:
             continue
-        if np.size(value) != 1 or not np.isfinite(np.asarray(value, np.float64)).all():
+        number = isinstance(value, (float, int, np.ndarray)) and np.size(value) == 1
+        if not number or not np.isfinite(np.asarray(value, np.float64)).all():
             raise ConversionError(f"{where}: its logit_scale is {value!r}, not one finite number.")
         return float(np.asarray(value, np.float64).reshape(()))
     return None

@@ -10,7 +10,7 @@ import numpy as np
 
 from openshape_jax.convert import files, names, recognise
 from openshape_jax.convert.error import Undecided
-from openshape_jax.convert.load import DEFAULT_SCALE, read, recognised
+from openshape_jax.convert.load import DEFAULT_SCALE, interpret, recognised
 
 
 def describe(path: str | Path) -> dict[str, Any]:
@@ -22,12 +22,13 @@ def describe(path: str | Path) -> dict[str, Any]:
       ConversionError or CheckpointError: there is nothing readable.
     """
     if files.is_foreign(path):
+        raw = files.read(path)
+        kind = f"{raw.kind}, " + ("as recognised" if raw.metadata is None else "written by openshape_jax")
         try:
-            weights, metadata, step = read(path, note=lambda _text: None)
+            facts = _facts(*interpret(raw, None, {}, None, lambda _text: None))
         except Undecided:
-            return _partly(path)
-        kind = "as recognised" if "converted_from" in metadata else "written by openshape_jax"
-        return {"file": str(path), "kind": kind, **_facts(weights, metadata, step)}
+            facts = _partly(raw)
+        return {"file": str(path), "kind": kind, **facts}
     from openshape_jax import checkpoint
 
     weights, metadata, step = checkpoint.load_weights(path)
@@ -55,9 +56,8 @@ def _facts(weights: dict[str, Any], metadata: dict[str, Any], step: int) -> dict
     return facts
 
 
-def _partly(path: str | Path) -> dict[str, Any]:
+def _partly(raw: files.Raw) -> dict[str, Any]:
     """As `_facts`, for a file of which something has to be given before it can be used."""
-    raw = files.read(path)
     model, release = recognised(raw)
     given: dict[str, float | None] = {}
     try:
@@ -73,8 +73,6 @@ def _partly(path: str | Path) -> dict[str, Any]:
     shapes = {name: x.shape for name, x in raw.tensors.items()}
     scale = DEFAULT_SCALE if raw.log_scale is None else math.exp(raw.log_scale)
     return {
-        "file": str(path),
-        "kind": f"{raw.kind}, as recognised",
         "architecture": _architecture(vars(model)),
         "patches": patches,
         "CLIP target": recognise.text_space(model, release),

@@ -52,14 +52,25 @@ def read(
       ConversionError: unreadable, not a PointBERT, tensors that do not fit, or another D.
       Undecided (one of them): patches, radius, nsample or up have to be given.
     """
-    raw = files.read(path, ignore)
     given = {"patches": patches, "radius": radius, "nsample": nsample}
-    model, release, metadata = _identify(raw, up, given)
-    if embed_dim is not None and embed_dim != model.embed_dim:
+    return interpret(files.read(path, ignore), up, given, embed_dim, note)
+
+
+def interpret(
+    raw: files.Raw,
+    up: str | None,
+    given: dict[str, float | None],
+    embed_dim: int | None,
+    note: Callable[[str], None],
+) -> tuple[dict[str, Any], dict[str, Any], int]:
+    """As `read`, of a file that is read already."""
+    width = recognised(raw)[0].embed_dim
+    if embed_dim is not None and embed_dim != width:
         raise ConversionError(
-            f"{raw.where} embeds to D = {model.embed_dim}, but embed_dim {embed_dim} was asked for: leave it "
-            "out, or take a model of that D."
+            f"{raw.where} embeds to D = {width}, but embed_dim {embed_dim} was asked for: leave it out, or "
+            "take a model of that D."
         )
+    model, release, metadata = _identify(raw, up, given)
     weights = names.from_torch(raw.tensors, model, raw.where)
     if raw.log_scale is None and "log_logit_scale" not in metadata:
         note(f"note: {raw.where} has no logit scale; {DEFAULT_SCALE:.2f} (1 / 0.07) is used")
@@ -67,6 +78,7 @@ def read(
     log_scale = log_scale if raw.log_scale is None else raw.log_scale
     if raw.metadata is None:
         known = f"the released {release.name}" if release else "no known release"
+        metadata["converted_from"] = raw.where
         note(
             f"note: {raw.where} is {known}: D {model.embed_dim}, {metadata['up']} up, CLIP target "
             f"{metadata['text_space']}, {model.patches} patches of radius {model.radius}"
@@ -80,7 +92,6 @@ def read(
         batches_seen=[int(raw.tensors.get(name, np.int64(raw.step))) for name in names.COUNTERS],
         torch_layout=dataclasses.asdict(raw.layout),
     )
-    metadata.setdefault("converted_from", str(path))
     return weights, metadata, raw.step
 
 

@@ -108,8 +108,18 @@ def architecture(shapes: Mapping[str, Shape], where: str) -> ModelConfig:
             f"{where}: {missing[0]} cannot be read: there is no tensor {names}, nor its like."
         )
     return ModelConfig(
-        name="pointbert", depth=depth, project=project, patches=0, radius=0.0, nsample=0, **found
-    )  # fmt: skip
+        name="pointbert",
+        dim=found["dim"],
+        depth=depth,
+        heads=found["heads"],
+        mlp_dim=found["mlp_dim"],
+        sa_dim=found["sa_dim"],
+        embed_dim=found["embed_dim"],
+        project=project,
+        patches=0,
+        radius=0.0,
+        nsample=0,
+    )
 
 
 _BLOCK_NUMBER = re.compile(re.escape(BLOCK_NAME).replace(r"\{\}", r"(\d{1,6})"))
@@ -132,7 +142,8 @@ def find_release(config: ModelConfig, layout: Layout, where: str) -> Release | N
     """
     sizes = fitting_sizes(config)
     fits = [r for r in RELEASES if r.scaling in sizes and r.embed_dim == config.embed_dim]
-    named = [r for r in fits if r.name in where.lower()]
+    parts = {p.partition(".")[0].lower() for p in re.split(r"[/\\]|--", where)}
+    named = [r for r in fits if parts & {r.name, r.name.removeprefix("openshape-")}]
     if named:
         return named[0]
     alike = [r for r in fits if r.prefix == layout.prefix or sizes == [r.scaling]]

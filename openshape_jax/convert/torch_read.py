@@ -54,8 +54,8 @@ def load(path: Path) -> Any:
         raise _damaged(path, error) from error
     if claimed > SHARED * size:
         raise ConversionError(
-            f"{path}: its tensors claim {claimed} bytes from a file of {size}, by repeating the same numbers: "
-            "this is no checkpoint of a model."
+            f"{path}: its tensors claim {claimed} bytes from a file of {size}, by repeating the same "
+            "numbers: this is no checkpoint of a model."
         )
     return loaded
 
