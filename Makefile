@@ -2,16 +2,16 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-RUN := runs/quickstart
 
 .PHONY: quickstart test lint clean
 
 # Where no source of the real models is reachable, the synthetic set takes their place (data build says so).
 quickstart: $(VENV)/.quickstart
-	@set -e; config=configs/quickstart.py; \
+	@set -e; variant=; \
 	$(BIN)/openshape data build sweethome3d --fallback primitives || \
-	  if [ $$? -eq 3 ]; then config=configs/quickstart.py:primitives; else exit 1; fi; \
-	$(BIN)/python -m openshape_jax.main --config=$$config --workdir=$(RUN)
+	  if [ $$? -eq 3 ]; then variant=primitives; else exit 1; fi; \
+	$(BIN)/python -m openshape_jax.main --config=configs/quickstart.py$${variant:+:$$variant} \
+	  --workdir=runs/quickstart$${variant:+-$$variant}
 
 test: $(VENV)/.test lint
 	$(BIN)/python -m pytest
@@ -19,7 +19,7 @@ test: $(VENV)/.test lint
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

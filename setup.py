@@ -30,6 +30,10 @@ setup(
         "importlib_resources>=6",  # imported by tensorflow-datasets, which does not ask for it
         "grain>=0.2.12",
         "transformers>=5",
+        "ptloader>=0.3,<0.4",  # reads PyTorch's files; its internals decide what a pickle may ask for
+        "safetensors>=0.5",
+        "huggingface_hub>=1",
+        "ml_dtypes>=0.5",
         "numpy>=2",
         "scipy>=1.13",
         "chex>=0.1.90",

@@ -7,7 +7,7 @@ model.classify(points, ["chair", "table", "lamp"])
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from openshape_jax.version import __version__
 
@@ -19,14 +19,21 @@ if TYPE_CHECKING:
 __all__ = ["__version__", "load"]
 
 
-def load(path: str | Path) -> Model:
-    """The trained encoder of a run directory, its checkpoints folder or one checkpoint.
+def load(path: str | Path, **options: Any) -> Model:
+    """The encoder of a training run of ours, a PyTorch or safetensors file, or a Hugging Face folder.
 
     Only the encoder's parameters are read, neither optimizer state nor data sets.
 
+    Args:
+      path: a run directory, its checkpoints folder or one checkpoint; a .pt or .safetensors file or a
+        folder of such; or a repository of Hugging Face ("OpenShape/openshape-pointbert-vitg14-rgb").
+      options: up, patches, radius, nsample, embed_dim, ignore of foreign checkpoints that do not tell
+        them, see `openshape_jax.convert.load.read`.
+
     Raises:
       CheckpointError: there is no checkpoint, or none can be read.
+      ConversionError (a ValueError): a foreign checkpoint that cannot be used; says why.
     """
     from openshape_jax.api import load as load_model  # imports jax: kept out of `import openshape_jax`
 
-    return load_model(path)
+    return load_model(path, **options)

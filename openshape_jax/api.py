@@ -10,18 +10,39 @@ import jax
 import numpy as np
 
 from openshape_jax import checkpoint, config, state
-from openshape_jax.augment import GRAY
 from openshape_jax.data import schema, vocabulary
+from openshape_jax.data.schema import GRAY
 
 BATCH = 32  # most clouds embedded at once
 
 Points = np.ndarray | Sequence[np.ndarray]
 
 
-def load(path: str | Path) -> Model:
+def load(path: str | Path, **options: Any) -> Model:
     """See `openshape_jax.load`."""
+    return Model(*read(path, **options))
+
+
+def read(path: str | Path, **options: Any) -> tuple[dict[str, Any], dict[str, Any], int]:
+    """(weights, metadata, step) of a run of ours or of a foreign checkpoint; as `openshape_jax.load`."""
+    from openshape_jax.convert import files
+
+    if files.is_foreign(path):
+        from openshape_jax.convert import load as foreign
+
+        return foreign.read(path, **options)
     weights, metadata, step = checkpoint.load_weights(path)
-    return Model(weights, metadata, step)
+    wanted = options.pop("embed_dim", None)
+    if wanted is not None and wanted != metadata["embed_dim"]:
+        raise ValueError(
+            f"{path} embeds to D = {metadata['embed_dim']}, but embed_dim {wanted} was asked for."
+        )
+    if options:
+        raise ValueError(
+            f"{path} is a run of ours, which knows its own {', '.join(options)}: leave them out, they are "
+            "for PyTorch files that do not tell them."
+        )
+    return weights, metadata, step
 
 
 class Model:
@@ -31,6 +52,7 @@ class Model:
         self.metadata, self.step = metadata, step
         self.config: config.ModelConfig = config.from_dict(metadata["model"], config.ModelConfig)
         self.num_points = int(metadata["num_points"])
+        self.up: str = metadata["up"]
         self._weights = jax.device_put(weights)
         self._embed = jax.jit(state.make_embed(self.config, int(metadata["views"])))
 
@@ -39,7 +61,8 @@ class Model:
 
         Clouds are centred and scaled here, so any unit will do. One with more points than the model's
         `num_points` is subsampled without replacement, one with fewer is repeated up to that number.
-        Without colour, grey 0.4 is used, as in training.
+        Without colour, grey 0.4 is used, as in training. Clouds are turned to the axis that points up in
+        the model's training data (`metadata["up"]`).
 
         Args:
           points: (N, 3) xyz or (N, 6) xyz rgb of one cloud, (B, N, 3|6) of several, or a sequence of
@@ -53,7 +76,7 @@ class Model:
         """
         if up not in ("z", "y"):
             raise ValueError(f"up is {up!r}; it must be 'z' or 'y'.")
-        prepared = [self._prepare(cloud, up, seed, i) for i, cloud in enumerate(_as_clouds(points))]
+        prepared = [self._prepare(cloud, up, seed, i) for i, cloud in enumerate(_as_clouds(points)[0])]
         out = []
         for first in range(0, len(prepared), BATCH):
             part = prepared[first : first + BATCH]
@@ -74,15 +97,27 @@ class Model:
         Raises:
           UnknownLabel (a ValueError): lists the nearest known names. ValueError: as `embed`, or no label.
         """
-        if isinstance(labels, str) or len(labels) == 0:
+        if isinstance(labels, str) or len(labels) == 0 or not all(isinstance(n, str) for n in labels):
             raise ValueError(f"labels is {labels!r}; give a list of at least one name.")
         probabilities = softmax(self.scores(self.embed(points, up), labels))
-        single = isinstance(points, np.ndarray) and points.ndim == 2
-        return probabilities[0] if single else probabilities
+        return probabilities[0] if _as_clouds(points)[1] else probabilities
 
     def scores(self, embeddings: np.ndarray, labels: Sequence[str]) -> np.ndarray:
-        """(B, C) logits: cosines with the labels' text vectors times the learnt logit scale."""
-        return self.metadata["logit_scale"] * embeddings @ vocabulary.load().encode(list(labels)).T
+        """(B, C) logits: cosines with the labels' text vectors times the learnt logit scale.
+
+        Raises:
+          UnknownLabel: a label that the vocabulary does not know. ValueError: the model lives in the space
+            of another CLIP than the vocabulary's ViT-B/32.
+        """
+        space = self.metadata["text_space"]
+        if space not in (vocabulary.TEXT_SPACE, vocabulary.RAW_TEXT_SPACE):
+            raise ValueError(
+                f"labels are known as vectors of {vocabulary.RAW_TEXT_SPACE}, but this model embeds into "
+                f"{space} (D = {self.config.embed_dim}): take cosines of model.embed(points) with text "
+                "vectors of that CLIP instead."
+            )
+        text = vocabulary.load().encode(list(labels), centred=space == vocabulary.TEXT_SPACE)
+        return self.metadata["logit_scale"] * embeddings @ text.T
 
     def _prepare(self, cloud: np.ndarray, up: str, seed: int, index: int) -> tuple[np.ndarray, np.ndarray]:
         if cloud.ndim != 2 or cloud.shape[1] not in (3, 6) or len(cloud) == 0:
@@ -93,16 +128,14 @@ class Model:
             xyz = schema.to_unit_sphere(cloud[:, :3]).xyz
         except ValueError as error:
             raise ValueError(f"cloud {index}: {error}") from None
-        if up == "y":
-            xyz = np.stack([xyz[:, 0], -xyz[:, 2], xyz[:, 1]], 1)
+        if up != self.up:
+            xyz = schema.to_z_up(xyz) if up == "y" else schema.to_y_up(xyz)
         rgb = np.full_like(xyz, GRAY)
         if cloud.shape[1] == 6:
-            rgb = cloud[:, 3:].astype(np.float32)
-            if not np.isfinite(rgb).all() or rgb.min() < 0 or rgb.max() > 255:
-                raise ValueError(
-                    f"cloud {index} has colours from {rgb.min()} to {rgb.max()}; expected [0, 1] or 0 to 255."
-                )
-            rgb = rgb / 255 if rgb.max() > 1 else rgb
+            try:
+                rgb = schema.unit_colors(cloud[:, 3:])
+            except ValueError as error:
+                raise ValueError(f"cloud {index} has {error}") from None
         order = np.random.default_rng(seed).permutation(len(xyz))[: self.num_points]
         order = np.resize(order, self.num_points)
         return xyz[order], rgb[order]
@@ -114,16 +147,21 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return (e / e.sum(-1, keepdims=True)).astype(np.float32)
 
 
-def _as_clouds(points: Points) -> list[np.ndarray]:
-    if isinstance(points, np.ndarray) and points.dtype != object:
-        if points.ndim not in (2, 3):
-            raise ValueError(f"points has shape {points.shape}; expected (N, 3|6) or (B, N, 3|6).")
-        clouds = [points] if points.ndim == 2 else list(points)
+def _as_clouds(points: Points) -> tuple[list[np.ndarray], bool]:
+    """(clouds, whether `points` was a single one) of an array, a list of points or a sequence of clouds."""
+    if hasattr(points, "__array__") and np.asarray(points).dtype.kind != "O":
+        array = np.asarray(points)
+        if array.ndim not in (2, 3):
+            raise ValueError(f"points has shape {array.shape}; expected (N, 3|6) or (B, N, 3|6).")
+        single = array.ndim == 2
+        clouds = [array] if single else list(array)
     else:
         clouds = [np.asarray(cloud) for cloud in points]
+        single = bool(clouds) and all(cloud.ndim == 1 for cloud in clouds)  # [[x, y, z], ...]
+        clouds = [np.asarray(clouds)] if single and len({len(c) for c in clouds}) == 1 else clouds
     if not clouds:
         raise ValueError("points is empty; give at least one cloud.")
     for index, cloud in enumerate(clouds):
-        if not np.issubdtype(cloud.dtype, np.number):
-            raise ValueError(f"cloud {index} has type {cloud.dtype}; expected numbers.")
-    return clouds
+        if not np.issubdtype(cloud.dtype, np.number) or np.iscomplexobj(cloud):
+            raise ValueError(f"cloud {index} has type {cloud.dtype}; expected real numbers.")
+    return clouds, single

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -74,9 +74,15 @@ class Checkpoints:
 
         Raises:
           ConfigError: the newest readable one belongs to another model or optimizer; nothing is touched.
-          CheckpointError: there are checkpoints but none can be read.
+          CheckpointError: there are checkpoints but none can be read, or only a converted model.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
+        items = {p.name for step in steps for p in (self.folder / str(step)).iterdir()}
+        if "weights" in items and "state" not in items:
+            raise CheckpointError(
+                f"{self.folder} holds a converted model, without the state that training goes on from: give "
+                "the training another --workdir."
+            )
         shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         for step in steps:
             self._check_fits(step, shapes)
@@ -140,6 +146,35 @@ class Checkpoints:
         finally:
             with suppress(ValueError):  # the same failure again
                 self._manager.close()
+
+
+def save_weights(
+    folder: str | Path, weights: Mapping[str, Any], metadata: Mapping[str, Any], step: int
+) -> None:
+    """Writes a model without its training's state, under folder/checkpoints/STEP, for `load_weights`.
+
+    Args:
+      weights: {"encoder", "stats"}. metadata: JSON types; describes the model.
+
+    Raises:
+      CheckpointError: the disk is full or the folder cannot be written.
+    """
+    args = ocp.args.Composite(
+        weights=ocp.args.PyTreeSave(_string_keys(dict(weights))), metadata=ocp.args.JsonSave(dict(metadata))
+    )
+    try:
+        with ocp.CheckpointManager(Path(folder).absolute() / "checkpoints") as manager:
+            manager.save(step, args=args)
+            manager.wait_until_finished()
+    except (OSError, ValueError) as error:  # as in Checkpoints._explained
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        if isinstance(error, ValueError) and not full:
+            raise
+        why = "the disk is full" if full else str(error)
+        raise CheckpointError(
+            f"the model could not be written to {folder}: {why}. Nothing was kept of it: free some space and "
+            "start the same command again."
+        ) from error
 
 
 def load_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], int]:

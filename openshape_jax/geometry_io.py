@@ -130,7 +130,9 @@ def read_arrays(path: str | Path) -> RawPoints:
     except OSError:
         raise
     except Exception as error:
-        raise ValueError(f"{path}: it cannot be read as {path.suffix} ({error}); {want}.") from error
+        # NumPy advises to allow pickles, which nobody should do for a stranger's file.
+        reason = "it holds pickled objects or is damaged" if "pickle" in str(error) else str(error)
+        raise ValueError(f"{path}: it cannot be read as {path.suffix} ({reason}); {want}.") from error
     if len(arrays) == 1 and "xyz" not in arrays:
         (both,) = arrays.values()
         xyz, rgb = both[..., :3], both[..., 3:] if both.ndim == 2 and both.shape[1] == 6 else None

@@ -139,7 +139,7 @@ def _bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
         "keys": (folder / "keys.npz", "other, points"),
         "not numpy": (raw("t.npy", b"hello"), "cannot be read"),
         "not a zip": (raw("t.npz", b"hello"), "cannot be read"),
-        "nan colour": (array("nc.npy", np.c_[np.eye(4, 5), np.full(4, np.nan)]), "colour is NaN"),
+        "nan colour": (array("nc.npy", np.c_[np.eye(4, 5), np.full(4, np.nan)]), "NaN or infinite colour"),
         "empty": (raw("e.obj", b""), "empty"),
         "empty glb": (raw("e.glb", b""), "empty"),
         "cut glb": (raw("cut.glb", glb[: len(glb) // 2]), "Export it again"),

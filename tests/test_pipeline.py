@@ -54,10 +54,18 @@ def test_an_epoch_sees_every_shape_once(config):
     assert len(firsts) == steps * config.batch_size
 
 
-def test_mixture_follows_the_weights(config):
-    config.data.datasets = ("primitives/tiny", "primitives/tiny")
-    config.data.weights = (3.0, 1.0)
-    assert pipeline.dataset(config)[0]["xyz"].shape == (8, 512, 3)
+def test_mixture_follows_the_weights(config, monkeypatch):
+    def opened(name, _):
+        points = np.full((512, 3), name == "second", np.uint16)
+        feature = np.ones(config.model.embed_dim, np.float32)
+        texts = [schema.Text(name, "class", feature)]
+        return [{"xyz": points, "rgb": points.astype(np.uint8), "texts": texts, "image_features": []}] * 30
+
+    monkeypatch.setattr(pipeline, "_open", opened)
+    config.data.datasets, config.data.weights = ("first", "second"), (3.0, 1.0)
+    stream = pipeline.dataset(config)
+    drawn = np.concatenate([stream[step]["xyz"][:, 0, 0] for step in range(50)])
+    assert np.bincount(drawn).tolist() == [300, 100]
 
 
 def test_drawn_points_are_stored_points_without_repetition():

@@ -154,6 +154,43 @@ def test_force_goes_on_with_the_new_values(data_dir, finished, tmp_path):
     assert len(losses(workdir)) == 10
 
 
+@pytest.mark.parametrize("change", ["model.dim=64", "optim.ema=0"])
+def test_force_never_sets_the_checkpoints_of_another_model_aside(data_dir, finished, tmp_path, change):
+    workdir = tmp_path / "other"
+    shutil.copytree(finished, workdir)
+    before = (
+        sorted(p.name for p in (workdir / "checkpoints").iterdir()),
+        (workdir / "config.json").read_text(),
+    )
+    with pytest.raises(config_lib.ConfigError, match=r"(?s)step 8 .* does not fit this config.*stored.*now"):
+        train.run(small(data_dir, "steps=10", "resume=force", change), workdir)
+    after = sorted(p.name for p in (workdir / "checkpoints").iterdir()), (workdir / "config.json").read_text()
+    assert after == before
+
+
+def test_a_start_that_failed_does_not_claim_the_directory(data_dir, tmp_path):
+    with pytest.raises(ValueError, match="no shape of 'primitives/tiny' has a text"):
+        train.run(small(data_dir, "data.text_sources=clas"), tmp_path / "run")
+    assert len(losses(train.run(small(data_dir, "steps=2"), tmp_path / "run"))) == 2
+
+
+def test_a_signal_before_the_first_step_and_one_in_the_evaluation(data_dir, finished, tmp_path):
+    for workdir, ready in ((tmp_path / "early", "starting at"), (tmp_path / "late", "train: 100%")):
+        process = subprocess.Popen(
+            command(data_dir, workdir), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT
+        )
+        out = b""
+        while ready.encode() not in out:
+            assert process.poll() is None, out[-3000:]
+            out += os.read(process.stdout.fileno(), 4096)
+        process.send_signal(signal.SIGINT)
+        out += process.communicate(timeout=120)[0]
+        assert process.returncode in (130, 0), out[-3000:]  # 0: the evaluation had just ended
+        assert b"Traceback" not in out
+        train.run(small(data_dir), workdir)
+        assert losses(workdir) == losses(finished)
+
+
 def test_missing_data_set_writes_nothing(tmp_path):
     with pytest.raises(sources.DatasetMissing, match="openshape data build primitives/tiny"):
         train.run(small(str(tmp_path / "nowhere")), tmp_path / "run")

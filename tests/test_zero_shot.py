@@ -28,6 +28,14 @@ def test_constant_scores_do_not_count_as_right():
     assert accuracy(np.ones((4, 3)), np.array([0, 1, 2, 0]))["top1"] == 0
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_scores_that_are_no_numbers_stop_the_evaluation(bad):
+    scores = np.zeros((10, 6))
+    scores[3, 2] = bad
+    with pytest.raises(FloatingPointError, match="1 of 10 shapes have NaN or infinite scores"):
+        accuracy(scores, np.zeros(10, int))
+
+
 def test_no_shape_is_an_error():
     with pytest.raises(ValueError, match="no labelled shape"):
         accuracy(np.zeros((0, 3)), np.zeros(0, int))

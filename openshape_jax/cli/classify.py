@@ -15,7 +15,12 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     )
     p.add_argument("files", nargs="+", metavar="FILE")
     p.add_argument("--labels", required=True, help="comma-separated names, e.g. chair,table,lamp")
-    p.add_argument("--checkpoint", required=True, metavar="DIR", help="run directory or checkpoint")
+    p.add_argument(
+        "--checkpoint",
+        required=True,
+        metavar="PATH",
+        help="run directory, converted model, .pt or .safetensors",
+    )
     p.add_argument(
         "--up", choices=("y", "z"), help="up axis of the files; default: y for obj, glb, gltf, else z"
     )

@@ -12,7 +12,12 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         help="zero-shot accuracy on labelled clouds",
         description="FILE holds xyz (n, N, 3), label (n,) and classes (C,), optionally rgb (n, N, 3).",
     )
-    p.add_argument("--checkpoint", required=True, metavar="DIR", help="run directory or checkpoint")
+    p.add_argument(
+        "--checkpoint",
+        required=True,
+        metavar="PATH",
+        help="run directory, converted model, .pt or .safetensors",
+    )
     p.add_argument("--npz", required=True, metavar="FILE")
     p.add_argument("--up", choices=("y", "z"), default="z", help="up axis of the file's clouds (default z)")
     p.add_argument("--output", metavar="JSON", help="also write the result there")
@@ -33,7 +38,13 @@ def run(args: argparse.Namespace) -> int:
     from openshape_jax import load
     from openshape_jax.evals.zero_shot import accuracy
 
-    with np.load(args.npz, allow_pickle=False) as file:
+    try:
+        file = np.load(args.npz, allow_pickle=False)
+    except ValueError:
+        file = None
+    if not isinstance(file, np.lib.npyio.NpzFile):
+        raise ValueError(f"{args.npz} is no .npz archive; it must hold the arrays xyz, label and classes.")
+    with file:
         missing = [k for k in ("xyz", "label", "classes") if k not in file]
         if missing:
             raise ValueError(f"{args.npz} has no array {missing[0]!r}; it has {', '.join(file)}.")

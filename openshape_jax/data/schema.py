@@ -62,6 +62,11 @@ def to_z_up(xyz: np.ndarray) -> np.ndarray:
     return np.stack([xyz[..., 0], -xyz[..., 2], xyz[..., 1]], -1)
 
 
+def to_y_up(xyz: np.ndarray) -> np.ndarray:
+    """(..., 3) y-up coordinates of z-up ones: the inverse of `to_z_up`."""
+    return np.stack([xyz[..., 0], xyz[..., 2], -xyz[..., 1]], -1)
+
+
 def unit_colors(rgb: np.ndarray) -> np.ndarray:
     """(N, 3) float32 colours in [0, 1] of colours in [0, 1] or, if uint8 or one exceeds 1, in 0-255.
 
@@ -69,7 +74,7 @@ def unit_colors(rgb: np.ndarray) -> np.ndarray:
       ValueError: a colour is NaN, infinite, negative or above 255.
     """
     if not np.isfinite(rgb).all():
-        raise ValueError("a colour is NaN or infinite; give colours in 0-1 or 0-255")
+        raise ValueError("a NaN or infinite colour; give colours in 0-1 or 0-255")
     if rgb.size and not (rgb.min() >= 0 and rgb.max() <= 255):
         raise ValueError(f"colours from {rgb.min()} to {rgb.max()}; expected 0-1 or 0-255")
     is_bytes = rgb.dtype == np.uint8 or rgb.max(initial=0) > 1

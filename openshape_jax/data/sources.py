@@ -57,11 +57,18 @@ def open_split(name: str, split: str, data_dir: str | Path = "") -> tuple[TfdsRe
     """(records, tfds DatasetInfo) of one split.
 
     Raises:
-      DatasetMissing: not built. ValueError: no such split.
+      DatasetMissing: not built. ValueError: no such split, or a damaged description.
     """
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder_from_directory(str(find(name, data_dir)))
+    folder = find(name, data_dir)
+    try:
+        builder = tfds.builder_from_directory(str(folder))
+    except Exception as error:  # protobuf's and TFDS's own errors have no common base
+        raise ValueError(
+            f"{folder} cannot be opened ({type(error).__name__}: {str(error)[:200]}): delete that folder "
+            f"and run `openshape data build {name}` again."
+        ) from error
     if split not in builder.info.splits:
         raise ValueError(
             f"data set {name!r} has no split {split!r}; it has {', '.join(builder.info.splits)}."

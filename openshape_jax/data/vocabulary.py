@@ -11,6 +11,7 @@ from importlib import resources
 import numpy as np
 
 TEXT_SPACE = "clip_vitb32_names_centred"
+RAW_TEXT_SPACE = "CLIP ViT-B/32"  # before centring: the space of OpenShape's B/32 model
 
 # Names that people and benchmarks use for what the vocabulary calls otherwise.
 ALIASES = {
@@ -59,6 +60,7 @@ class Vocabulary:
         self._keys = [k.split("|") for k in keys]
         self.keys = [k[0] for k in self._keys]
         unit = raw.astype(np.float32) / np.linalg.norm(raw.astype(np.float32), axis=1, keepdims=True)
+        self._uncentred = unit
         centred = unit - unit.mean(0)
         self.features = centred / np.linalg.norm(centred, axis=1, keepdims=True)
         self._index = {_clean(name): i for i, name in enumerate(names)}
@@ -125,13 +127,13 @@ class Vocabulary:
             f"unknown label {phrase!r}; {hint}. Use one of the vocabulary's names or a synonym."
         )
 
-    def encode(self, phrases: Sequence[str]) -> np.ndarray:
-        """(n, 512) float32 unit rows of phrases.
+    def encode(self, phrases: Sequence[str], centred: bool = True) -> np.ndarray:
+        """(n, 512) float32 unit rows of phrases, in TEXT_SPACE or, not centred, in RAW_TEXT_SPACE.
 
         Raises:
           UnknownLabel: one of them is unknown.
         """
-        return self.features[[self.lookup(p) for p in phrases]]
+        return (self.features if centred else self._uncentred)[[self.lookup(p) for p in phrases]]
 
 
 def _clean(phrase: str) -> str:

@@ -82,8 +82,11 @@ class Sweethome3d(tfds.core.GeneratorBasedBuilder):
     name = "sweethome3d"
     # TFDS 4.9 finds this by itself only where importlib_resources is installed, which it does not ask for
     code_path = epath.Path(__file__)
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "The five libraries of release 1.8: 820 models."}  # noqa: RUF012 - TFDS's way
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES = {  # noqa: RUF012 - TFDS's way
+        "1.0.0": "The five libraries of release 1.8: 820 models.",
+        "1.1.0": "Classes and captions of 31 models corrected by eye.",
+    }
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         "Only where neither apt nor the network can be reached: put the .sh3f libraries of Sweet Home 3D, or "
         "Debian's sweethome3d-furniture_*.deb, into the manual directory."
