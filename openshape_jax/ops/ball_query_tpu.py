@@ -46,7 +46,7 @@ def ball_query_tpu(
     slots = num_samples + -num_samples % LANES
     ones = jnp.triu(jnp.ones((LANES, LANES), jnp.bfloat16))
     found = pl.pallas_call(
-        functools.partial(_kernel, limit=radius**2),
+        functools.partial(_kernel, limit=radius**2, unroll=not interpret),
         jax.ShapeDtypeStruct((b, centres.shape[1], slots), jnp.int32),
         grid=(b, centres.shape[1] // CENTRES),
         in_specs=[
@@ -63,7 +63,7 @@ def ball_query_tpu(
     return found[:, :s, :num_samples]
 
 
-def _kernel(xyz_ref, centre_ref, ones_ref, found_ref, word_ref, upto_ref, *, limit: float):
+def _kernel(xyz_ref, centre_ref, ones_ref, found_ref, word_ref, upto_ref, *, limit: float, unroll: bool):
     """xyz (1, 3, 32, W), centre (1, 64, 3), ones (128, 128), found (1, 64, slots); scratch (64, W)."""
     words = word_ref.shape[1]
     tiles = [pl.ds(t, LANES) for t in range(0, words, LANES)]
@@ -71,13 +71,14 @@ def _kernel(xyz_ref, centre_ref, ones_ref, found_ref, word_ref, upto_ref, *, lim
     def pack(group, _):
         rows = pl.ds(pl.multiple_of(group * SUBLANES, SUBLANES), SUBLANES)
         centre = [centre_ref[0, rows, axis : axis + 1] for axis in range(3)]
+        none = jnp.zeros((SUBLANES, LANES), jnp.int32)
         for tile in tiles:
-            word = jnp.zeros((SUBLANES, LANES), jnp.int32)
-            for bit in range(WORD):
-                d2 = sum((xyz_ref[0, a, bit : bit + 1, tile] - centre[a]) ** 2 for a in range(3))
-                value = (1 << bit) - (1 << WORD if bit == WORD - 1 else 0)  # the last bit is the sign
-                word |= jnp.where(d2 <= limit, jnp.int32(value), 0)
-            word_ref[rows, tile] = word
+
+            def add_bit(bit, word, tile=tile):
+                d2 = sum((xyz_ref[0, a, pl.ds(bit, 1), tile] - centre[a]) ** 2 for a in range(3))
+                return word | jnp.where(d2 <= limit, jnp.left_shift(jnp.int32(1), bit), 0)
+
+            word_ref[rows, tile] = jax.lax.fori_loop(0, WORD, add_bit, none, unroll=unroll)
 
     jax.lax.fori_loop(0, CENTRES // SUBLANES, pack, None)
 

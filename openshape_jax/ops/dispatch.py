@@ -137,6 +137,9 @@ def _over_clouds(
       plain: for one cloud. kernels: for B clouds by platform, with the largest N they take.
     """
 
+    # Jitted, so that a shape is traced once in the life of the process, whoever calls.
+    kernels = {platform: (jax.jit(kernel), most) for platform, (kernel, most) in kernels.items()}
+
     def batch(xyz: Array, other: Array) -> Array:
         def any_platform(xyz: Array, other: Array) -> Array:
             if len(xyz) == 1:  # plain indexing where vmap would gather
@@ -160,7 +163,7 @@ def _over_clouds(
         out = call(*[a.reshape(-1, *a.shape[2:]) for a in whole])
         return out.reshape(size, -1, *out.shape[1:]), True
 
-    return call
+    return jax.jit(call)
 
 
 def _enabled(platform: str) -> bool:
