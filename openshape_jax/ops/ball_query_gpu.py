@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 CENTRES = 16  # centres of one program
 CHUNK = 128  # points looked at together
 WARPS = 4
+MAX_POINTS = 1 << 24  # any cloud: points are read as they are needed
 
 
 def ball_query_gpu(
@@ -34,9 +35,7 @@ def ball_query_gpu(
     b, n = xyz.shape[:2]
     s = centres.shape[1]
     # A padded point is infinitely far from every centre.
-    rows = jnp.pad(
-        xyz.transpose(0, 2, 1), ((0, 0), (0, 0), (0, -n % CHUNK)), constant_values=jnp.inf
-    )
+    rows = jnp.pad(xyz.transpose(0, 2, 1), ((0, 0), (0, 0), (0, -n % CHUNK)), constant_values=jnp.inf)
     centres = jnp.pad(centres.transpose(0, 2, 1), ((0, 0), (0, 0), (0, -s % CENTRES)))
     found = pl.pallas_call(
         functools.partial(_kernel, limit=radius**2),
@@ -73,7 +72,7 @@ def _kernel(xyz_ref, centre_ref, found_ref, *, limit: float):
         offset, count, first = carry
         points = [xyz_ref[axis, pl.ds(offset, CHUNK)] for axis in range(3)]
         d2 = sum((p[None, :] - c[:, None]) ** 2 for p, c in zip(points, centre, strict=True))
-        hit = d2 <= limit
+        hit = jnp.less_equal(d2, limit)
         index = jnp.broadcast_to((offset + column)[None, :], hit.shape)
         upto = jnp.cumsum(hit.astype(jnp.int32), axis=1)
         place = count[:, None] + upto - 1

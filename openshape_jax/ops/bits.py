@@ -9,7 +9,7 @@ from jaxtyping import Array, Int
 WORD = 32  # points per packed word
 
 
-def nth_set_bit(word: Int[Array, "..."], n: Int[Array, "..."]) -> Int[Array, "..."]:
+def nth_set_bit(word: Int[Array, ...], n: Int[Array, ...]) -> Int[Array, ...]:
     """Position 0..31 int32 of the n-th (from 0) set bit of each word, which has more than n.
 
     Args:

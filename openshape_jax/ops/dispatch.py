@@ -3,11 +3,12 @@
 | lowered for | implementation |
 |---|---|
 | tpu | the Pallas kernels `fps_tpu` and `ball_query_tpu` |
-| cuda, where this process has a GPU that Triton supports | the Pallas kernels `fps_gpu` and `ball_query_gpu` |
+| cuda, in a process that has a GPU fit for Triton | the Pallas kernels `fps_gpu` and `ball_query_gpu` |
 | anything else, and clouds too large for a kernel | plain XLA: `farthest_points`, `first_in_ball` |
 
 The choice is made when a program is lowered, not by the machine that traces it, so a program for TPUs
-can be compiled on a laptop. `OPENSHAPE_KERNELS=0` in the environment turns all kernels off.
+can be compiled on a laptop. `OPENSHAPE_KERNELS=0` in the environment turns all kernels off; one
+`jax.export` for several platforms at once needs that, as JAX lowers a Pallas call for each of them.
 
 The operations are written for one cloud; `jax.vmap`, also nested, hands all clouds together to a kernel.
 The compiler cannot partition a Pallas call, so in a program for several devices each device runs the
@@ -90,42 +91,35 @@ def _points(xyz: Array) -> Array:
 @functools.cache
 def _sample(num_samples: int) -> Callable[..., Array]:
     """(xyz (B, N, 3), start (B,)) -> (B, S)."""
+    from openshape_jax.ops import fps_gpu, fps_tpu  # here, as importing Pallas takes a quarter of a second
 
     def tpu(xyz: Array, start: Array) -> Array:
-        from openshape_jax.ops.fps_tpu import fps_tpu
-
-        return fps_tpu(xyz, num_samples, start)
+        return fps_tpu.fps_tpu(xyz, num_samples, start)
 
     def cuda(xyz: Array, start: Array) -> Array:
-        from openshape_jax.ops.fps_gpu import fps_gpu
-
-        return fps_gpu(xyz, num_samples, start)
+        return fps_gpu.fps_gpu(xyz, num_samples, start)
 
     def plain(xyz: Array, start: Array) -> Array:
         return farthest_points(xyz, num_samples, start)
 
-    # Up to here a cloud fits the vector memory of a TPU core, and the registers of a GPU's.
-    return _over_clouds(plain, tpu=(tpu, 48 * 1024), cuda=(cuda, 16 * 1024))
+    return _over_clouds(plain, tpu=(tpu, fps_tpu.MAX_POINTS), cuda=(cuda, fps_gpu.MAX_POINTS))
 
 
 @functools.cache
 def _query(radius: float, num_samples: int) -> Callable[..., Array]:
     """(xyz (B, N, 3), centres (B, S, 3)) -> (B, S, K)."""
+    from openshape_jax.ops import ball_query_gpu, ball_query_tpu
 
     def tpu(xyz: Array, centres: Array) -> Array:
-        from openshape_jax.ops.ball_query_tpu import ball_query_tpu
-
-        return ball_query_tpu(xyz, centres, radius, num_samples)
+        return ball_query_tpu.ball_query_tpu(xyz, centres, radius, num_samples)
 
     def cuda(xyz: Array, centres: Array) -> Array:
-        from openshape_jax.ops.ball_query_gpu import ball_query_gpu
-
-        return ball_query_gpu(xyz, centres, radius, num_samples)
+        return ball_query_gpu.ball_query_gpu(xyz, centres, radius, num_samples)
 
     def plain(xyz: Array, centres: Array) -> Array:
         return first_in_ball(xyz, centres, radius, num_samples)
 
-    return _over_clouds(plain, tpu=(tpu, 128 * 1024), cuda=(cuda, 1 << 24))
+    return _over_clouds(plain, tpu=(tpu, ball_query_tpu.MAX_POINTS), cuda=(cuda, ball_query_gpu.MAX_POINTS))
 
 
 def _over_clouds(
@@ -136,9 +130,6 @@ def _over_clouds(
     Args:
       plain: for one cloud. kernels: for B clouds by platform, with the largest N they take.
     """
-
-    # Jitted, so that a shape is traced once in the life of the process, whoever calls.
-    kernels = {platform: (jax.jit(kernel), most) for platform, (kernel, most) in kernels.items()}
 
     def batch(xyz: Array, other: Array) -> Array:
         def any_platform(xyz: Array, other: Array) -> Array:
@@ -163,7 +154,7 @@ def _over_clouds(
         out = call(*[a.reshape(-1, *a.shape[2:]) for a in whole])
         return out.reshape(size, -1, *out.shape[1:]), True
 
-    return jax.jit(call)
+    return jax.jit(call)  # a shape is traced once, whoever calls; without it each eager call compiles
 
 
 def _enabled(platform: str) -> bool:
@@ -191,7 +182,12 @@ def _by_device(kernel: Callable[..., Array]) -> Callable[..., Array]:
         # A batch that does not divide is computed in full by every device.
         rows = PartitionSpec(tuple(auto)) if len(args[0]) % devices == 0 else PartitionSpec()
         return jax.shard_map(
-            kernel, mesh=mesh, in_specs=(rows,) * len(args), out_specs=rows, axis_names=set(auto), check_vma=False
+            kernel,
+            mesh=mesh,
+            in_specs=(rows,) * len(args),
+            out_specs=rows,
+            axis_names=set(auto),
+            check_vma=False,
         )(*args)
 
     return call

@@ -9,9 +9,7 @@ from jaxtyping import Array, Float, Int
 BLOCK = 128  # points per block of the two-level arg-max
 
 
-def farthest_points(
-    xyz: Float[Array, "N 3"], num_samples: int, start: Int[Array, ""] | int
-) -> Int[Array, S]:
+def farthest_points(xyz: Float[Array, "N 3"], num_samples: int, start: Int[Array, ""] | int) -> Int[Array, S]:
     """Indices (S,) int32 of `farthest_point_sampling` of one cloud, as an XLA loop for any platform.
 
     The points lie as separate rows of x, y and z in blocks of 128, and the arg-max is taken over the

@@ -12,11 +12,13 @@ from jaxtyping import Array, Float, Int
 
 CHUNK = 2048  # points held together; Triton wants a power of two
 WARPS = 16
-MAX_POINTS = 16 * 1024  # coordinates and distances of one cloud fill the 256 KB of a multiprocessor's registers
+MAX_POINTS = (
+    16 * 1024
+)  # coordinates and distances of one cloud fill the 256 KB of a multiprocessor's registers
 
 
 def fps_gpu(
-    xyz: Float[Array, "B N 3"], num_samples: int, start: Int[Array, "B"], interpret: bool = False
+    xyz: Float[Array, "B N 3"], num_samples: int, start: Int[Array, B], interpret: bool = False
 ) -> Int[Array, "B S"]:
     """Indices (B, S) int32, equal to `fps.farthest_points` of each cloud; N at most MAX_POINTS.
 

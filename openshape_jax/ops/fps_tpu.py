@@ -17,7 +17,7 @@ MAX_POINTS = 48 * 1024  # coordinates (double buffered) and distances of 8 cloud
 
 
 def fps_tpu(
-    xyz: Float[Array, "B N 3"], num_samples: int, start: Int[Array, "B"], interpret: bool = False
+    xyz: Float[Array, "B N 3"], num_samples: int, start: Int[Array, B], interpret: bool = False
 ) -> Int[Array, "B S"]:
     """Indices (B, S) int32, equal to `fps.farthest_points` of each cloud; N at most MAX_POINTS.
 
