@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
+from experiments.tpu_kernels import forms
 from openshape_jax import config as config_lib
 from openshape_jax import sharding, state, train
 from openshape_jax.ops import ball_query, dispatch, farthest_point_sampling
@@ -66,6 +67,17 @@ def test_kernels_choose_the_indices_of_the_original(golden):
         centres = np.take_along_axis(golden["xyz"], np.asarray(fps)[..., None], 1)
         ball = BALL[platform](golden["xyz"], centres, 0.35, 16, interpret=True)
         np.testing.assert_array_equal(ball, golden["ball_index"])
+
+
+def test_forms_of_the_compiler_study_equal_oracle():
+    xyz = clouds(2, 300)
+    fps = jax.vmap(lambda x: forms.fps_onehot(x, 30, jnp.int32(7)))(xyz)
+    np.testing.assert_array_equal(fps, [fps_oracle(x, 30, 7) for x in xyz])
+    centres = far_centres(xyz, 9)
+    for form in (forms.ball_query_count, forms.ball_query_onehot):
+        ball = jax.vmap(lambda x, c, form=form: form(x, c, 0.4, 20))(xyz, centres)
+        expected = [ball_oracle(x, c, 0.4, 20) for x, c in zip(xyz, centres, strict=True)]
+        np.testing.assert_array_equal(ball, expected)
 
 
 def published_size(batch: int):

@@ -38,7 +38,7 @@ def ball_query_count(
 def ball_query_onehot(
     xyz: Float[Array, "N 3"], centres: Float[Array, "S 3"], radius: float, num_samples: int
 ) -> Int[Array, "S K"]:
-    """Ball query on words of 32 hits: counts by a triangular matrix product, words picked by one-hot masks."""
+    """Ball query on words of 32 hits: counts by a triangular product, words picked by one-hot masks."""
     padded = jnp.pad(xyz, ((0, -len(xyz) % WORD), (0, 0)), constant_values=jnp.inf)
     rows = padded.reshape(-1, WORD, 3).transpose(2, 1, 0)  # (3, 32, W)
     d2 = sum((rows[a] - centres[:, a, None, None]) ** 2 for a in range(3))
