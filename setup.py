@@ -56,6 +56,7 @@ setup(
         ],
         "cuda": [JAX.format(extra="[cuda13]")],
         "tpu": [JAX.format(extra="[tpu]")],
+        "tpu-dryrun": [JAX.format(extra="[tpu]")],  # libtpu compiles for TPUs on machines without one
     },
     entry_points={"console_scripts": ["openshape = openshape_jax.cli.main:main"]},
     classifiers=[

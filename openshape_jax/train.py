@@ -157,11 +157,13 @@ def make_embed(config: Config, mesh: jax.sharding.Mesh) -> Callable[..., Any]:
     """A function (weights, xyz codes, rgb codes) -> (B, D) unit vectors, rows split over the mesh."""
     unit = state.make_embed(config.model, config.eval.views)
     whole, rows = sharding.replicated(mesh), sharding.by_row(mesh)
-    return jax.jit(
-        lambda weights, xyz, rgb: unit(weights, *dequantize(xyz, rgb)),
-        in_shardings=(whole, rows, rows),
-        out_shardings=whole,
-    )
+
+    def embed(weights: Any, xyz: jax.Array, rgb: jax.Array) -> jax.Array:
+        # Host arrays know no mesh; the geometry kernels must (ops/dispatch.py).
+        xyz, rgb = jax.lax.with_sharding_constraint((xyz, rgb), rows)
+        return unit(weights, *dequantize(xyz, rgb))
+
+    return jax.jit(embed, in_shardings=(whole, rows, rows), out_shardings=whole)
 
 
 def _evaluate(job: _Job, train_state: state.TrainState, final: bool = False) -> None:

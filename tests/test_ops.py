@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openshape_jax.ops import ball_query, farthest_point_sampling
-from openshape_jax.ops.ball_query import _nth_set_bit
+from openshape_jax.ops.bits import nth_set_bit
 
 
 def fps_oracle(xyz: np.ndarray, k: int, start: int = 0) -> np.ndarray:
@@ -82,9 +82,9 @@ def test_half_precision_input_is_computed_in_float32():
     np.testing.assert_array_equal(farthest_point_sampling(jnp.asarray(xyz), 30), expected)
 
 
-def test_nth_set_bit():
+def testnth_set_bit():
     words = np.array([0b1, 0b10110, 0xFFFFFFFF, 0x80000000], np.uint32)
-    got = _nth_set_bit(jnp.asarray(words), jnp.asarray([0, 2, 31, 0], jnp.int32))
+    got = nth_set_bit(jnp.asarray(words), jnp.asarray([0, 2, 31, 0], jnp.int32))
     np.testing.assert_array_equal(got, [0, 4, 31, 31])
 
 

@@ -1,4 +1,4 @@
-"""Farthest point sampling."""
+"""Farthest point sampling in plain JAX: the form for CPUs and the reference of the kernels."""
 
 from __future__ import annotations
 
@@ -9,33 +9,18 @@ from jaxtyping import Array, Float, Int
 BLOCK = 128  # points per block of the two-level arg-max
 
 
-def farthest_point_sampling(
-    xyz: Float[Array, "N 3"], num_samples: int, start: int | Int[Array, ""] = 0
-) -> Int[Array, S]:
-    """Indices (S,) int32 of points, each the farthest from all those chosen before it.
-
-    The first index wins ties, which is DGL's rule; the first chosen point is `start` (DGL draws it at
-    random, here it is 0 unless asked, so that embeddings are reproducible). Where fewer than
-    `num_samples` points are distinct, the rest repeats index 0.
+def farthest_points(xyz: Float[Array, "N 3"], num_samples: int, start: Int[Array, ""] | int) -> Int[Array, S]:
+    """Indices (S,) int32 of `farthest_point_sampling` of one cloud, as an XLA loop for any platform.
 
     The points lie as separate rows of x, y and z in blocks of 128, and the arg-max is taken over the
     maxima of blocks first: on a CPU this is several times faster than a plain loop over (N, 3).
 
     Args:
-      xyz: (N, 3) coordinates, any unit; computed in float32 whatever the input type.
-      num_samples: number S of indices.
-      start: index of the first point.
-
-    Raises:
-      ValueError: xyz is not (N, 3), or has fewer than `num_samples` points.
+      xyz: float32. num_samples: S, at most N. start: the first index.
     """
-    if xyz.ndim != 2 or xyz.shape[1] != 3:
-        raise ValueError(f"xyz has shape {xyz.shape}; expected (N, 3). Use jax.vmap for a batch.")
     n = xyz.shape[0]
-    if n < num_samples:
-        raise ValueError(f"xyz has {n} points; cannot sample {num_samples}: give at least that many.")
     pad = -n % BLOCK
-    rows = jnp.pad(xyz.astype(jnp.float32).T, ((0, 0), (0, pad)))
+    rows = jnp.pad(xyz.T, ((0, 0), (0, pad)))
     x, y, z = rows.reshape(3, -1, BLOCK)
     # A padded point has distance -1 for ever and is never the farthest.
     nearest = jnp.where(jnp.arange(n + pad) < n, jnp.inf, -1.0).reshape(-1, BLOCK).astype(jnp.float32)
