@@ -60,7 +60,8 @@ class Model:
         """Unit vectors (B, D) float32, B = 1 for a single cloud.
 
         Clouds are centred and scaled here, so any unit will do. One with more points than the model's
-        `num_points` is subsampled without replacement, one with fewer is repeated up to that number.
+        `num_points` is subsampled without replacement; one with fewer is filled up by repetition, which
+        leaves its embedding exactly that of the cloud alone.
         Without colour, grey 0.4 is used, as in training. Clouds are turned to the axis that points up in
         the model's training data (`metadata["up"]`).
 
@@ -82,8 +83,8 @@ class Model:
             part = prepared[first : first + BATCH]
             size = 1 << (len(part) - 1).bit_length()  # powers of two: few programs to compile
             part += [part[-1]] * (size - len(part))
-            xyz, rgb = (np.stack(x) for x in zip(*part, strict=True))
-            out.append(np.asarray(self._embed(self._weights, xyz, rgb)))
+            xyz, rgb, count = (np.stack(x) for x in zip(*part, strict=True))
+            out.append(np.asarray(self._embed(self._weights, xyz, rgb, count)))
         return np.concatenate([o[: min(BATCH, len(prepared) - k * BATCH)] for k, o in enumerate(out)])
 
     def classify(self, points: Points, labels: Sequence[str], up: str = "z") -> np.ndarray:
@@ -119,7 +120,8 @@ class Model:
         text = vocabulary.load().encode(list(labels), centred=space == vocabulary.TEXT_SPACE)
         return self.metadata["logit_scale"] * embeddings @ text.T
 
-    def _prepare(self, cloud: np.ndarray, up: str, seed: int, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def _prepare(self, cloud: np.ndarray, up: str, seed: int, index: int) -> tuple[np.ndarray, ...]:
+        """(xyz, rgb, number of distinct points), ready for `state.make_embed`."""
         if cloud.ndim != 2 or cloud.shape[1] not in (3, 6) or len(cloud) == 0:
             raise ValueError(
                 f"cloud {index} has shape {cloud.shape}; expected (N, 3) xyz or (N, 6) xyz rgb with N >= 1."
@@ -137,8 +139,7 @@ class Model:
             except ValueError as error:
                 raise ValueError(f"cloud {index} has {error}") from None
         order = np.random.default_rng(seed).permutation(len(xyz))[: self.num_points]
-        order = np.resize(order, self.num_points)
-        return xyz[order], rgb[order]
+        return (*(np.resize(x[order], (self.num_points, 3)) for x in (xyz, rgb)), np.int32(len(order)))
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, UInt
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt
 
 from openshape_jax.config import AugmentConfig
 from openshape_jax.data.schema import GRAY
@@ -22,9 +22,14 @@ def dequantize(xyz: UInt[Array, "... 3"], rgb: UInt[Array, "... 3"]) -> tuple[Ar
     return xyz.astype(jnp.float32) * (2 / 65535) - 1, rgb.astype(jnp.float32) * (1 / 255)
 
 
-def unit_sphere(xyz: Float[Array, "N 3"]) -> Float[Array, "N 3"]:
-    """The cloud centred on its mean with largest norm 1; coincident points all become 0."""
-    centred = xyz - xyz.mean(0)
+def unit_sphere(xyz: Float[Array, "N 3"], count: Int[Array, ""] | None = None) -> Float[Array, "N 3"]:
+    """The cloud centred on its mean with largest norm 1; coincident points all become 0.
+
+    Args:
+      count: how many points at the front are the cloud; the rest repeats some of them. None: all.
+    """
+    share = jnp.full(len(xyz), 1 / len(xyz)) if count is None else (jnp.arange(len(xyz)) < count) / count
+    centred = xyz - (share[:, None] * xyz).sum(0)
     return centred * jax.lax.rsqrt(jnp.maximum(jnp.square(centred).sum(1).max(), 1e-12))
 
 

@@ -1,20 +1,41 @@
-"""Settings of the process that must be made before JAX starts: CPU devices and the allocator."""
+"""Settings of the process that must be made before JAX starts: CPU devices, allocator, compilation cache."""
 
 from __future__ import annotations
 
 import ctypes
+import os
+import platform
 import sys
+import zlib
+from pathlib import Path
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's mallopt
 
 
-def prepare(cpu_devices: int) -> None:
-    """Makes JAX see `cpu_devices` devices where it runs on CPUs, and the allocator keep its memory."""
+def prepare(cpu_devices: int = 1) -> None:
+    """Makes JAX see `cpu_devices` devices where it runs on CPUs, the allocator keep its memory, and programs
+    be compiled only once."""
     import jax
 
     if cpu_devices > 1:
         jax.config.update("jax_num_cpu_devices", cpu_devices)
     keep_freed_memory()
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
+
+
+def cache_folder() -> Path:
+    """Where compiled programs are kept: XDG_CACHE_HOME or ~/.cache, a folder for each kind of processor.
+
+    JAX's own setting, the environment variable JAX_COMPILATION_CACHE_DIR, goes before it.
+    """
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:  # a program compiled for one processor may not run on another that shares the home directory
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        kind = next(line for line in lines if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        kind = platform.processor()
+    return root / "openshape_jax" / f"xla-{platform.machine()}-{zlib.crc32(kind.encode()):08x}"
 
 
 def keep_freed_memory() -> None:

@@ -119,23 +119,30 @@ def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[Train
 
 
 def make_embed(config: ModelConfig, views: int = 1) -> Callable[..., Float[Array, "B D"]]:
-    """The pure function (weights, xyz, rgb) -> unit embeddings (B, D); weights as `evaluated` gives.
+    """The pure function (weights, xyz, rgb, count) -> unit embeddings (B, D); weights as `evaluated` gives.
+
+    A cloud shorter than the batch is filled up by repeating its own points in order; with `count` (B,), the
+    numbers of real points, its embedding is exactly that of the cloud alone: a repeated point never is the
+    first of those at its place, and adds nothing to a maximum over a patch.
 
     With several views the cloud is turned to `views` headings evenly about z, each starting at another
     point, and the unit embeddings are averaged (a departure from OpenShape, which takes one view).
     """
 
-    def one_view(weights: dict[str, Any], xyz: Array, rgb: Array, view: Array) -> Array:
-        angle = 2 * jnp.pi * view / views
-        shift = view * (xyz.shape[1] // views)
-        turned = jnp.roll(xyz @ rotation(2, angle).T, shift, axis=1), jnp.roll(rgb, shift, axis=1)
-        return losses.normalize(models.apply(config, weights["encoder"], weights["stats"], *turned)[0])
+    def one_view(weights: dict[str, Any], xyz: Array, rgb: Array, count: Array, view: Array) -> Array:
+        shift = view * (count // views)
+        order = (jnp.arange(xyz.shape[1]) - shift[:, None]) % count[:, None]
+        turned = jnp.take_along_axis(xyz @ rotation(2, 2 * jnp.pi * view / views).T, order[..., None], 1)
+        colours = jnp.take_along_axis(rgb, order[..., None], 1)
+        out, _ = models.apply(config, weights["encoder"], weights["stats"], turned, colours)
+        return losses.normalize(out)
 
-    def embed(weights: dict[str, Any], xyz: Array, rgb: Array) -> Array:
-        xyz = jax.vmap(unit_sphere)(xyz)
+    def embed(weights: dict[str, Any], xyz: Array, rgb: Array, count: Array | None = None) -> Array:
+        count = jnp.full(len(xyz), xyz.shape[1]) if count is None else count
+        xyz = jax.vmap(unit_sphere)(xyz, count)
         if views == 1:
             return losses.normalize(models.apply(config, weights["encoder"], weights["stats"], xyz, rgb)[0])
-        every = jax.lax.map(lambda view: one_view(weights, xyz, rgb, view), jnp.arange(views))
+        every = jax.lax.map(lambda view: one_view(weights, xyz, rgb, count, view), jnp.arange(views))
         return losses.normalize(every.mean(0))
 
     return embed

@@ -86,7 +86,7 @@ def test_classify_gives_probabilities(model):
         (np.full((10, 3), np.nan), "NaN"),
         (np.zeros((0, 3)), r"shape \(0, 3\)"),
         ([], "points is empty"),
-        (np.full((4, 3), "a"), "expected numbers"),
+        (np.full((4, 3), "a"), "expected real numbers"),
         (np.concatenate([cloud(), np.full((600, 3), -1.0)], 1), "colours from -1.0"),
     ],
 )

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
       ValueError: an unreadable file, an unknown label. CheckpointError: no model there.
     """
-    from openshape_jax import load
+    from openshape_jax import load, runtime
     from openshape_jax.api import softmax
     from openshape_jax.data import vocabulary
     from openshape_jax.geometry_io import load_points
@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     if not labels:
         raise ValueError(f"--labels is {args.labels!r}; give comma-separated names, e.g. chair,table.")
     vocabulary.load().encode(labels)  # an unknown label stops before any file is read
+    runtime.prepare()
     model = load(args.checkpoint)
     clouds = []
     for file in args.files:

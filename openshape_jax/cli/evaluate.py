@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
 
     import numpy as np
 
-    from openshape_jax import load
+    from openshape_jax import load, runtime
     from openshape_jax.evals.zero_shot import accuracy
 
     try:
@@ -57,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
             f"{args.npz}: {len(xyz)} clouds, {len(label)} labels from {label.min()} to {label.max()}, "
             f"{len(classes)} classes do not fit together."
         )
+    runtime.prepare()
     model = load(args.checkpoint)
     scores = model.scores(model.embed(xyz, up=args.up), classes)
     result = {**accuracy(scores, label), "num_classes": len(classes), "num_shapes": len(label)}
