@@ -12,29 +12,29 @@ from openshape_jax import config
 
 def get_config(variant: str = "") -> config.Config:
     """The quickstart; the choices are explained in experiments/quickstart/README.md."""
-    c = config.Config(steps=2700, batch_size=48, checkpoint_every=300)
+    c = config.Config(steps=2000, batch_size=48, checkpoint_every=300, cpu_devices=2)
     c.model = config.ModelConfig(
-        dim=128,
+        dim=192,
         depth=3,
-        heads=2,
-        mlp_dim=384,
+        heads=3,
+        mlp_dim=576,
         sa_dim=96,
         patches=64,
         train_patches=32,
-        radius=0.35,
-        nsample=16,
+        radius=0.25,
+        nsample=32,
         embed_dim=512,
     )
     c.data.datasets, c.data.weights = ("sweethome3d", "primitives"), (0.85, 0.15)
-    c.data.num_points = 1024
+    c.data.num_points = 2048
     c.data.text_sources = ("class",)
-    c.augment.partial, c.augment.sparse, c.augment.noise_sigma = 0.2, 0.2, 0.02
+    c.augment.dropout, c.augment.partial, c.augment.sparse, c.augment.noise_sigma = 0.5, 0.2, 0.2, 0.01
     c.augment.stretch, c.augment.mirror, c.augment.gray = 0.25, 0.5, 0.85
     c.loss.class_aware = True
     c.optim.learning_rate, c.optim.weight_decay = 1e-3, 0.05
     c.optim.schedule, c.optim.warmup_steps, c.optim.ema, c.optim.clip_norm = "cosine", 60, 0.995, 1.0
     c.eval.datasets, c.eval.num_points, c.eval.views = ("sweethome3d",), 2048, 4
-    c.eval.every, c.eval.report = 900, True
+    c.eval.every, c.eval.report = 500, True
     if variant == "primitives":
         c.data.datasets, c.data.weights, c.eval.datasets = ("primitives",), (), ("primitives",)
         return c

@@ -1,0 +1,215 @@
+"""Speed and memory of the encoder: one table of forward pass and training step.
+
+    python experiments/encoder_speed/run.py [--scalings 1,4,5] [--batches 8,16] [--dtype float32]
+    python experiments/encoder_speed/run.py --peer my_module:make_model      # a PyTorch model beside it
+
+Times are medians of calls in turn; "of peak" is the share of the rate at which this process multiplies large
+matrices of the same type, measured before every row. Memory is the compiled program's own figure (arguments,
+results and scratch). The split times each part of the forward pass alone.
+
+A peer is a function of the scaling that returns a torch.nn.Module which maps xyz (B, N, 3) and features
+(B, N, 6) to (B, D) embeddings; it runs in turn with ours, on the CPU, and needs torch in this environment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import platform
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from openshape_jax import losses, models, optim, runtime
+from openshape_jax.config import ModelConfig, OptimConfig
+from openshape_jax.models import pointbert
+from openshape_jax.ops import ball_query, farthest_point_sampling
+
+
+def operations(c: ModelConfig) -> dict[str, float]:
+    """Floating-point operations (multiplications and additions) of one shape's forward pass, by part."""
+    inner, tokens = c.heads * pointbert.HEAD_DIM, c.patches + 1
+    block = tokens * (4 * c.dim * inner + 2 * c.dim * c.mlp_dim) + 2 * tokens**2 * inner
+    patch = c.patches * c.nsample * (9 * 64 + 64 * 64 + 64 * c.sa_dim)
+    rest = c.patches * (c.sa_dim + 3) * c.dim + c.dim * c.embed_dim
+    return {"set abstraction": 2.0 * patch, "transformer": 2.0 * (c.depth * block + rest)}
+
+
+def seconds(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """The median time of each call; the calls are made in turn, so that noise falls on all of them."""
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        jax.block_until_ready(call())  # compiled, and warm
+    for _ in range(repeats):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            taken[name].append(time.perf_counter() - start)
+    return {name: float(np.median(values)) for name, values in taken.items()}
+
+
+def matmul_rate(dtype: str, repeats: int = 5) -> float:
+    """Operations a second of a large matrix product."""
+    n = 2048 if jax.default_backend() == "cpu" else 8192
+    a = jax.random.normal(jax.random.key(0), (n, n)).astype(dtype)
+    product = jax.jit(lambda a: a @ a)
+    return 2 * n**3 / seconds({"product": lambda: product(a)}, repeats)["product"]
+
+
+def clouds(batch: int, points: int) -> tuple[jax.Array, jax.Array]:
+    """Points of random ellipsoid surfaces in the unit sphere with random colours: (B, N, 3) twice."""
+    rng = np.random.default_rng(0)
+    xyz = rng.normal(size=(batch, points, 3)).astype(np.float32)
+    xyz /= np.linalg.norm(xyz, axis=-1, keepdims=True)
+    xyz *= rng.uniform(0.3, 1, (batch, 1, 3)).astype(np.float32)
+    return jnp.asarray(xyz), jnp.asarray(rng.random((batch, points, 3), np.float32))
+
+
+class Ours:
+    """The compiled forward pass and training step of a size."""
+
+    def __init__(self, c: ModelConfig, xyz: jax.Array, rgb: jax.Array):
+        from flax import nnx
+
+        self.params, self.stats = models.split(models.build(c, nnx.Rngs(0)))
+        tx = optim.optimizer(OptimConfig(), 1000)
+        self.opt_state = tx.init(self.params)
+        target = jax.random.normal(jax.random.key(1), (len(xyz), c.embed_dim))
+
+        def loss(params: Any, stats: Any) -> Any:
+            emb, stats = models.apply(c, params, stats, xyz, rgb, train=True)
+            return losses.contrastive(emb, target, jnp.float32(14.28))[0], stats
+
+        def step(params: Any, stats: Any, opt_state: Any) -> Any:
+            (_, stats), grads = jax.value_and_grad(loss, has_aux=True)(params, stats)
+            updates, opt_state = tx.update(grads, opt_state, params)
+            return optax.apply_updates(params, updates), stats, opt_state
+
+        forward = jax.jit(lambda p, s: models.apply(c, p, s, xyz, rgb)[0])
+        self._forward = forward.lower(self.params, self.stats).compile()
+        lowered = jax.jit(step, donate_argnums=(0, 1, 2)).lower(self.params, self.stats, self.opt_state)
+        start = time.perf_counter()
+        self._step = lowered.compile()
+        self.compile_seconds = time.perf_counter() - start
+
+    def forward(self) -> Any:
+        return self._forward(self.params, self.stats)
+
+    def step(self) -> Any:
+        self.params, self.stats, self.opt_state = self._step(self.params, self.stats, self.opt_state)
+        return self.params
+
+    def gigabytes(self, name: str) -> float:
+        m = getattr(self, f"_{name}").memory_analysis()
+        used = (
+            m.temp_size_in_bytes + m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
+        )
+        return used / 1e9
+
+
+def split(c: ModelConfig, xyz: jax.Array, rgb: jax.Array, repeats: int) -> dict[str, float]:
+    """Seconds of the parts of a forward pass, each as a program of its own."""
+    from flax import nnx
+
+    model = models.build(c, nnx.Rngs(0))
+    sample = jax.jit(jax.vmap(lambda x: farthest_point_sampling(x, c.patches)))
+    centres = jnp.take_along_axis(xyz, sample(xyz)[..., None], 1)
+    query = jax.jit(jax.vmap(lambda x, s: ball_query(x, s, c.radius, c.nsample)))
+    abstraction = jax.jit(lambda x, r: model.sa(x, r, False)[1])
+    tokens = jnp.zeros((len(xyz), c.patches + 1, c.dim), c.dtype)
+    transformer = jax.jit(lambda t: model.transformer(t))
+    calls = {
+        "FPS": lambda: sample(xyz),
+        "ball query": lambda: query(xyz, centres),
+        "set abstraction": lambda: abstraction(xyz, rgb),
+        "transformer": lambda: transformer(tokens),
+    }
+    found = seconds(calls, repeats)
+    found["set abstraction"] -= found["FPS"] + found["ball query"]  # the module does all three
+    return found
+
+
+def peer_calls(spec: str, scaling: int, xyz: jax.Array, rgb: jax.Array) -> dict[str, Callable[[], Any]]:
+    """{"peer forward", "peer step"} of the PyTorch model that `spec` ("module:function") makes."""
+    try:
+        import torch  # only here: the package never needs it
+    except ImportError:
+        raise SystemExit(
+            "--peer needs torch in this environment: pip install torch (about 200 MB for CPUs)."
+        ) from None
+    module, _, function = spec.partition(":")
+    model = getattr(importlib.import_module(module), function)(scaling)
+    points, colours = torch.from_numpy(np.asarray(xyz).copy()), torch.from_numpy(np.asarray(rgb).copy())
+    features = torch.cat([points, colours], -1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4)
+    with torch.no_grad():
+        target = torch.nn.functional.normalize(torch.randn_like(model(points, features)), dim=-1)
+
+    def forward() -> None:
+        model.eval()
+        with torch.no_grad():
+            model(points, features)
+
+    def step() -> None:
+        model.train()
+        optimizer.zero_grad()
+        emb = torch.nn.functional.normalize(model(points, features), dim=-1)
+        logits, labels = 14.28 * emb @ target.T, torch.arange(len(emb))
+        cross = torch.nn.functional.cross_entropy
+        (0.5 * (cross(logits, labels) + cross(logits.T, labels))).backward()
+        optimizer.step()
+
+    return {"peer forward": forward, "peer step": step}
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--scalings", default="1,4,5")
+    parser.add_argument("--batches", default="8,16")
+    parser.add_argument("--points", type=int, default=10_000)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--remat", action="store_true", help="recompute the transformer's activations")
+    parser.add_argument("--peer", metavar="MODULE:FUNCTION")
+    args = parser.parse_args()
+    runtime.prepare()
+    device = jax.devices()[0]
+    versions = f"jax {jax.__version__}, Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}"
+    print(f"{device.device_kind} ({jax.device_count()}), {args.dtype}, {args.points} points, {versions}")
+    head = "| scaling | batch | pass | seconds | shapes/s | of peak | GB | compile s | peer s | ratio |"
+    print(head + "\n|" + "---|" * (head.count("|") - 1))
+    parts = []
+    for scaling in map(int, args.scalings.split(",")):
+        c = pointbert.size(scaling)
+        c.dtype, c.remat = args.dtype, args.remat
+        needed = sum(operations(c).values())
+        for batch in map(int, args.batches.split(",")):
+            xyz, rgb = clouds(batch, args.points)
+            ours = Ours(c, xyz, rgb)
+            peak = matmul_rate(args.dtype)
+            calls = {"forward": ours.forward, "step": ours.step}
+            calls |= peer_calls(args.peer, scaling, xyz, rgb) if args.peer else {}
+            found = seconds(calls, args.repeats)
+            for name, passes in (("forward", 1), ("step", 3)):
+                t, other = found[name], found.get(f"peer {name}")
+                beside = f"{other:.2f} | {other / t:.2f}" if other else " | "
+                compiling = f"{ours.compile_seconds:.0f}" if name == "step" else ""
+                share, memory = passes * batch * needed / t / peak, ours.gigabytes(name)
+                cells = f"{t:.3f} | {batch / t:.1f} | {share:.0%} | {memory:.2f} | {compiling} | {beside}"
+                print(f"| {scaling} | {batch} | {name} | {cells} |", flush=True)
+            parts.append((scaling, batch, split(c, xyz, rgb, args.repeats)))
+    print(
+        "\nforward, by part (seconds)\n| scaling | batch | " + " | ".join(parts[0][2]) + " |\n|" + "---|" * 6
+    )
+    for scaling, batch, times in parts:
+        print(f"| {scaling} | {batch} | " + " | ".join(f"{t:.3f}" for t in times.values()) + " |")
+
+
+if __name__ == "__main__":
+    main()
