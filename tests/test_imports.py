@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "openshape_jax"
-TORCH_CHECK = (
-    PACKAGE.parent / "experiments" / "torch_interchange" / "check.py"
-)  # run with a Python of its own
+# Studies that compare with PyTorch where a person has it; they belong neither to the package nor its tests.
+WITH_TORCH = [
+    PACKAGE.parent / "experiments" / name for name in ("torch_interchange/check.py", "encoder_speed/run.py")
+]
 # From the bottom up: a module may import from its own layer's package and from layers before it.
 LAYERS = [
     {"version"}, {"config"}, {"ops"}, {"models"}, {"losses"}, {"optim"}, {"sharding"}, {"runtime"},
@@ -45,7 +46,7 @@ def test_imports_only_from_layers_above(path):
 
 def test_only_checkpoint_imports_orbax_and_nothing_torch_or_tensorflow():
     for path in PACKAGE.parent.rglob("*.py"):
-        if ".venv" in path.parts or path == TORCH_CHECK:
+        if ".venv" in path.parts or path in WITH_TORCH:
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             modules = [a.name for a in node.names] if isinstance(node, ast.Import) else []

@@ -18,7 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from openshape_jax.config import ModelConfig
-from openshape_jax.ops import ball_query, farthest_point_sampling
+from openshape_jax.ops import attention, ball_query, farthest_point_sampling
 
 HEAD_DIM = 64  # always, whatever dim / heads
 NORM_EPS = 1e-5
@@ -206,7 +206,7 @@ class Transformer(nnx.Module):
         def block(x, w):
             x = x + _attention(_layer_norm(x, w["norm1_scale"], w["norm1_bias"]), w, heads)
             h = _dense(_layer_norm(x, w["norm2_scale"], w["norm2_bias"]), w["up_kernel"], w["up_bias"])
-            h = jax.nn.gelu(h, approximate=False)
+            h = jax.checkpoint(_gelu)(h)  # cheaper to compute again than to keep
             return x + _dense(h, w["down_kernel"], w["down_bias"]), None
 
         step = jax.checkpoint(block) if self.config.remat else block
@@ -222,6 +222,10 @@ def _dense(x: Array, kernel: Array, bias: Array | None = None) -> Array:
     return y.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
+def _gelu(x: Array) -> Array:
+    return jax.nn.gelu(x, approximate=False)
+
+
 def _layer_norm(x: Array, scale: Array, bias: Array) -> Array:
     x32 = x.astype(jnp.float32)
     mean = x32.mean(-1, keepdims=True)
@@ -232,11 +236,8 @@ def _layer_norm(x: Array, scale: Array, bias: Array) -> Array:
 
 def _attention(x: Float[Array, "B T D"], w: dict[str, Array], heads: int) -> Float[Array, "B T D"]:
     b, t, _ = x.shape
-    q, k, v = _dense(x, w["qkv"]).reshape(b, t, 3, heads, HEAD_DIM).transpose(2, 0, 3, 1, 4)
-    logits = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32) * HEAD_DIM**-0.5
-    weights = jax.nn.softmax(logits, axis=-1).astype(x.dtype)
-    mixed = jnp.einsum("bhqk,bhkd->bhqd", weights, v).transpose(0, 2, 1, 3).reshape(b, t, -1)
-    return _dense(mixed, w["out_kernel"], w["out_bias"])
+    q, k, v = jnp.moveaxis(_dense(x, w["qkv"]).reshape(b, t, 3, heads, HEAD_DIM), 2, 0)
+    return _dense(attention(q, k, v).reshape(b, t, -1), w["out_kernel"], w["out_bias"])
 
 
 class PointBert(nnx.Module):

@@ -1,5 +1,6 @@
-"""Geometry operations in JAX: written for one cloud, vmapped for a batch, float32 throughout."""
+"""Operations with a form for each platform: geometry (one cloud, vmapped, float32) and attention."""
 
+from openshape_jax.ops.attention import attention
 from openshape_jax.ops.dispatch import ball_query, farthest_point_sampling
 
-__all__ = ["ball_query", "farthest_point_sampling"]
+__all__ = ["attention", "ball_query", "farthest_point_sampling"]

@@ -140,7 +140,7 @@ def _over_clouds(
         chosen = {
             platform: _by_device(kernel)
             for platform, (kernel, most) in kernels.items()
-            if xyz.shape[1] <= most and _enabled(platform)
+            if xyz.shape[1] <= most and has_kernels(platform)
         }
         return jax.lax.platform_dependent(xyz, other, default=any_platform, **chosen)
 
@@ -157,7 +157,9 @@ def _over_clouds(
     return jax.jit(call)  # a shape is traced once, whoever calls; without it each eager call compiles
 
 
-def _enabled(platform: str) -> bool:
+def has_kernels(platform: str) -> bool:
+    """Whether hand-made kernels for "tpu" or "cuda" are used: not turned off and, for GPUs, the process has
+    GPUs that can run them."""
     if os.environ.get("OPENSHAPE_KERNELS") == "0":
         return False
     if platform != "cuda":

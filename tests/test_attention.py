@@ -1,0 +1,49 @@
+"""Attention: every form against NumPy, gradients too."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from openshape_jax.ops import attention as public
+from openshape_jax.ops.attention import LONG, head_by_head, plain
+
+
+def oracle(q, k, v):
+    out = np.zeros(q.shape)
+    for b in range(q.shape[0]):
+        for h in range(q.shape[2]):
+            logits = q[b, :, h].astype(np.float64) @ k[b, :, h].T / np.sqrt(q.shape[-1])
+            weights = np.exp(logits - logits.max(-1, keepdims=True))
+            out[b, :, h] = weights / weights.sum(-1, keepdims=True) @ v[b, :, h]
+    return out
+
+
+def draw(tokens, dtype=np.float32):
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(rng.normal(size=(2, tokens, 3, 16)), dtype) for _ in range(3)]
+
+
+@pytest.mark.parametrize("form", [plain, head_by_head, public])
+@pytest.mark.parametrize("tokens", [1, 7, LONG + 5])
+def test_every_form_equals_the_definition(form, tokens):
+    q, k, v = draw(tokens)
+    np.testing.assert_allclose(jax.jit(form)(q, k, v), oracle(*map(np.asarray, (q, k, v))), atol=1e-5)
+
+
+def test_gradients_of_the_forms_agree():
+    arrays = draw(20)
+    grads = [
+        jax.grad(lambda *a, f=f: (f(*a) ** 2).sum(), argnums=(0, 1, 2))(*arrays)
+        for f in (plain, head_by_head)
+    ]
+    for a, b in zip(*grads, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_bfloat16_keeps_a_float32_softmax():
+    q, k, v = draw(40, jnp.bfloat16)
+    out = jax.jit(public)(q * 8, k * 8, v)
+    assert out.dtype == jnp.bfloat16
+    expected = oracle(*(np.asarray(x.astype(jnp.float32)) for x in (q * 8, k * 8, v)))
+    np.testing.assert_allclose(out.astype(jnp.float32), expected, atol=0.03)
