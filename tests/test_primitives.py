@@ -25,7 +25,7 @@ def test_a_seed_decides_everything():
 def test_labels_are_canonical_names_and_many():
     names = set(vocabulary.load().names)
     assert set(shapes.CATEGORIES) <= names
-    assert len(shapes.CATEGORIES) >= 45
+    assert len(shapes.CATEGORIES) == 73
     assert {s.label for s in ALL} == set(shapes.CATEGORIES)
 
 
@@ -80,7 +80,7 @@ def test_revolve_closes_and_keeps_radii():
 def test_built_set(data_dir):
     train, info = sources.open_split("primitives/tiny", "train", data_dir)
     test, _ = sources.open_split("primitives/tiny", "test", data_dir)
-    assert (len(train), len(test)) == (138, 69)
+    assert (len(train), len(test)) == (166, 83)
     uids = {train[i]["uid"] for i in range(len(train))}
     assert not uids & {test[i]["uid"] for i in range(len(test))}
     record = train[0]

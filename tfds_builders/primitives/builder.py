@@ -23,7 +23,7 @@ class PrimitivesConfig(tfds.core.BuilderConfig):
     """How many shapes, of how many points."""
 
     train: int = 3000
-    test: int = 414
+    test: int = 498
     num_points: int = 4096
 
 
@@ -52,12 +52,15 @@ def records(seeds: range, num_points: int) -> list[dict[str, Any]]:
 class Primitives(tfds.core.GeneratorBasedBuilder):
     """Parametric coloured objects with compositional captions; see README.md."""
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES: ClassVar = {"1.0.0": "First release."}
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES: ClassVar = {
+        "1.0.0": "First release.",
+        "1.1.0": "14 more categories: toys, textiles, kitchen machines, pools.",
+    }
     BUILDER_CONFIGS: ClassVar = [
-        PrimitivesConfig(name="default", description="3,000 + 414 shapes at 4,096 points"),
+        PrimitivesConfig(name="default", description="3,000 + 498 shapes at 4,096 points"),
         PrimitivesConfig(
-            name="tiny", description="138 + 69 shapes at 1,024 points", train=138, test=69, num_points=1024
+            name="tiny", description="166 + 83 shapes at 1,024 points", train=166, test=83, num_points=1024
         ),
     ]
 

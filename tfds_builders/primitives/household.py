@@ -7,10 +7,12 @@ from itertools import pairwise
 import numpy as np
 
 from tfds_builders.primitives.furniture import METAL, WOOD, plural
-from tfds_builders.primitives.parts import Scene
+from tfds_builders.primitives.parts import COLOURS, Scene
+
+CLEAR = ((0.9, 0.92, 0.93), (0.75, 0.86, 0.92), (0.78, 0.9, 0.82))  # white, light blue, light green
 
 
-def _hollow(s: Scene, profile, at, colour: str, squash=(1, 1), wall: float = 0.9) -> None:
+def hollow(s: Scene, profile, at, colour: str, squash=(1, 1), wall: float = 0.9) -> None:
     """A vessel: the outer profile and, a little inside, its inner wall."""
     inner = [(r * wall, z * 0.97 + 0.03 * profile[-1][1]) for r, z in reversed(profile[1:])]
     s.lathe([*profile, *inner, (0, profile[0][1] + 0.03 * profile[-1][1])], at, colour, squash)
@@ -82,7 +84,7 @@ def sink(s: Scene, colour: str) -> str:
     base = s.pick("a pedestal", "a board", "nothing")
     z = 0.7 if base == "a pedestal" else 0.1
     if s.chance(0.5):
-        _hollow(s, [(0, 0), (0.6, 0), (0.95, h * 0.7), (1, h)], (0, 0, z), colour, (w / 2, d / 2))
+        hollow(s, [(0, 0), (0.6, 0), (0.95, h * 0.7), (1, h)], (0, 0, z), colour, (w / 2, d / 2))
     else:
         for x in (-1, 1):
             s.box((x * w / 2, 0, z + h / 2), (0.05, d, h), colour)
@@ -124,7 +126,7 @@ def bottle(s: Scene, colour: str) -> str:
 def cup(s: Scene, colour: str) -> str:
     """A cup with one handle."""
     r, h = s.u(0.03, 0.05), s.u(0.05, 0.08)
-    _hollow(s, [(0, 0), (r * s.u(0.5, 0.8), 0), (r, h * 0.6), (r * s.u(1, 1.2), h)], (0, 0, 0), colour)
+    hollow(s, [(0, 0), (r * s.u(0.5, 0.8), 0), (r, h * 0.6), (r * s.u(1, 1.2), h)], (0, 0, 0), colour)
     _handle(s, r, h, colour)
     if s.chance(0.4):
         s.lathe([(0, -0.01), (r * 1.8, 0), (r * 1.9, 0.008), (0, 0)], (0, 0, 0), colour)
@@ -135,7 +137,7 @@ def cup(s: Scene, colour: str) -> str:
 def mug(s: Scene, colour: str) -> str:
     """A straight mug with one handle."""
     r, h = s.u(0.036, 0.05), s.u(0.085, 0.12)
-    _hollow(s, [(0, 0), (r, 0), (r, h)], (0, 0, 0), colour)
+    hollow(s, [(0, 0), (r, 0), (r, h)], (0, 0, 0), colour)
     _handle(s, r, h, colour)
     return "a handle"
 
@@ -147,11 +149,55 @@ def _handle(s: Scene, r: float, h: float, colour: str) -> None:
         s.rod(a, b, 0.07 * h, colour)
 
 
+def glass(s: Scene, colour: str) -> str:
+    """A tumbler, a wine glass, a cocktail glass, a flute or a beer glass; perhaps filled."""
+    rgb = np.array(COLOURS[colour]) * 0.4 + 0.55 if s.chance(0.15) else s.pick(*CLEAR)
+    kind, r = s.pick("tumbler", "wine", "cocktail", "flute", "beer"), s.u(0.03, 0.045)
+    stem, h, ball = s.u(0.06, 0.1), s.u(0.08, 0.12), s.u(0.75, 1.0)
+    bowl = {
+        "tumbler": [(0, 0), (r * s.u(0.7, 1), 0), (r, h)],
+        "wine": [(0, 0), (r * 0.6, h * 0.12), (r, h * 0.45), (r * ball, h)],
+        "cocktail": [(0, 0), (r * 0.1, 0.002), (r * 1.5, h * 0.6)],
+        "flute": [(0, 0), (r * 0.45, h * 0.2), (r * 0.65, h * 0.8), (r * 0.6, h * 1.4)],
+        "beer": [(0, 0), (r * 0.8, 0), (r * 0.75, h * 0.2), (r * 1.1, h * s.u(1.0, 1.4)), (r, h * 1.7)],
+    }[kind]
+    stemmed = kind in ("wine", "cocktail", "flute")
+    z = stem if stemmed else 0.0
+    hollow(s, bowl, (0, 0, z), rgb, wall=0.93)
+    if stemmed:
+        foot = r * s.u(0.8, 1.1)
+        outline = [
+            (0, 0),
+            (foot, 0),
+            (foot, 0.002),
+            (0.006, 0.01),
+            (0.004, stem * 0.5),
+            (0.006, stem),
+            (0, stem),
+        ]
+        s.lathe(outline, (0, 0, 0), rgb)
+    filled, drink = s.chance(0.3), s.colour("red", "yellow", "orange", "brown")
+    if filled:
+        level = s.u(0.4, 0.8)
+        radii, heights = np.array(bowl).T
+        top = heights[-1] * level
+        steps = np.linspace(0.1, 1, 5) * top
+        inside = [(np.interp(q, heights, radii) * 0.94, q) for q in steps]
+        s.lathe([(0, steps[0]), *inside, (0, top)], (0, 0, z), drink)
+    handle = kind == "beer" and s.chance(0.5)
+    if handle:
+        a, h = np.linspace(-1.5, 1.5, 7), bowl[-1][1]
+        s.tube([(r * 0.85 + 0.03 * np.cos(t), 0, h * (0.5 + 0.3 * np.sin(t))) for t in a], 0.006, rgb)
+    noun = {"tumbler": "straight sides", "wine": "a round bowl on a stem", "cocktail": "a cone on a stem"}
+    noun |= {"flute": "a narrow bowl on a stem", "beer": "a handle" if handle else "a tall waist"}
+    return noun[kind] + (f" and a {drink} drink" if filled else "")
+
+
 def vase(s: Scene, colour: str) -> str:
     """A turned vase with a bulge."""
     h, r = s.u(0.2, 0.5), s.u(0.06, 0.14)
     belly, neck = s.u(0.3, 0.65), s.u(0.3, 0.8)
-    _hollow(
+    hollow(
         s,
         [(0, 0), (r * 0.6, 0), (r, h * belly), (r * neck * 0.8, h * 0.85), (r * neck, h)],
         (0, 0, 0),
@@ -163,21 +209,21 @@ def vase(s: Scene, colour: str) -> str:
 def bowl(s: Scene, colour: str) -> str:
     """A hollow bowl."""
     r, h = s.u(0.07, 0.15), s.u(0.04, 0.09)
-    _hollow(s, [(0, 0), (r * 0.45, 0), (r * 0.85, h * 0.5), (r, h)], (0, 0, 0), colour)
+    hollow(s, [(0, 0), (r * 0.45, 0), (r * 0.85, h * 0.5), (r, h)], (0, 0, 0), colour)
     return "a round rim"
 
 
 def plate(s: Scene, colour: str) -> str:
     """A flat plate."""
     r = s.u(0.1, 0.16)
-    _hollow(s, [(0, 0), (r * 0.6, 0), (r, 0.02)], (0, 0, 0), colour)
+    hollow(s, [(0, 0), (r * 0.6, 0), (r, 0.02)], (0, 0, 0), colour)
     return "a flat rim"
 
 
 def pot(s: Scene, colour: str) -> str:
     """A cooking pot with two handles."""
     r, h = s.u(0.1, 0.16), s.u(0.08, 0.2)
-    _hollow(s, [(0, 0), (r, 0), (r, h)], (0, 0, 0), colour, wall=0.95)
+    hollow(s, [(0, 0), (r, 0), (r, h)], (0, 0, 0), colour, wall=0.95)
     for x in (-1, 1):
         s.box((x * (r + 0.02), 0, h * 0.8), (0.05, 0.08, 0.015), "black")
     lid = s.chance(0.5)
@@ -230,7 +276,7 @@ def box(s: Scene, colour: str) -> str:
 def trash_can(s: Scene, colour: str) -> str:
     """A round bin, sometimes with a lid."""
     r, h = s.u(0.12, 0.25), s.u(0.3, 0.8)
-    _hollow(s, [(0, 0), (r * s.u(0.7, 1), 0), (r, h)], (0, 0, 0), colour, wall=0.96)
+    hollow(s, [(0, 0), (r * s.u(0.7, 1), 0), (r, h)], (0, 0, 0), colour, wall=0.96)
     lid = s.chance(0.5)
     if lid:
         s.lathe([(r * 1.03, h), (r * 0.9, h * 1.1), (0, h * 1.18)], (0, 0, 0), s.colour())
@@ -266,7 +312,7 @@ def stairs(s: Scene, colour: str) -> str:
 def houseplant(s: Scene, colour: str) -> str:
     """Leaves in a pot."""
     r, h, leaves = s.u(0.08, 0.2), s.u(0.12, 0.3), int(s.rng.integers(8, 40))
-    _hollow(s, [(0, 0), (r * 0.7, 0), (r, h)], (0, 0, 0), colour)
+    hollow(s, [(0, 0), (r * 0.7, 0), (r, h)], (0, 0, 0), colour)
     tall, spread = s.u(0.2, 1.0), s.u(0.1, 0.4)
     for _ in range(leaves):
         a, t = s.u(0, 6.28), s.u(0.2, 1)

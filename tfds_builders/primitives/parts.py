@@ -6,6 +6,7 @@ Coordinates are z-up with the front towards -y, in metres; every part is a surfa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -82,6 +83,11 @@ class Scene:
         tip = radius if top is None else top
         local = revolve([(0, 0), (radius, 0), (tip, length), (0, length)], 12)
         self.add(local @ frame + a, colour)
+
+    def tube(self, points: Sequence[Vec], radius: float, colour: str) -> None:
+        """Rods from point to point."""
+        for a, b in pairwise(points):
+            self.rod(a, b, radius, colour)
 
     def lathe(
         self, profile: Sequence[Vec], at: Vec, colour: str, squash: Vec = (1, 1), sections: int = SECTIONS

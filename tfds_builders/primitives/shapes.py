@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tfds_builders.primitives import appliances, furniture, household, outdoors
+from tfds_builders.primitives import appliances, fixtures, furniture, household, leisure, outdoors
 from tfds_builders.primitives.parts import Scene
 
 # label (a name of the vocabulary) -> (constructor, other true names)
@@ -70,6 +70,20 @@ CATEGORIES = {
     "streetlight": (outdoors.streetlight, ("street lamp",)),
     "guitar": (outdoors.guitar, ()),
     "hat": (outdoors.hat, ()),
+    "toy": (leisure.toy, ("plaything",)),
+    "lantern": (leisure.lantern, ()),
+    "deck chair": (leisure.deck_chair, ("beach chair",)),
+    "flower arrangement": (leisure.flower_arrangement, ("floral arrangement",)),
+    "oven": (fixtures.oven, ()),
+    "knife": (fixtures.knife, ()),
+    "towel": (fixtures.towel, ()),
+    "towel rack": (fixtures.towel_rack, ("towel rail",)),
+    "coffee maker": (fixtures.coffee_maker, ("coffee machine",)),
+    "fume hood": (fixtures.fume_hood, ("range hood",)),
+    "glass (drink container)": (household.glass, ("drinking glass",)),
+    "tray": (fixtures.tray, ("serving tray",)),
+    "water heater": (fixtures.water_heater, ("hot-water heater",)),
+    "swimming pool": (leisure.swimming_pool, ("pool",)),
 }
 # Twice as frequent: furniture that varies most.
 COMMON = ("chair", "sofa", "table", "desk", "dresser", "nightstand", "bed", "toilet", "bathtub",
