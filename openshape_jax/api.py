@@ -139,7 +139,10 @@ class Model:
             except ValueError as error:
                 raise ValueError(f"cloud {index} has {error}") from None
         order = np.random.default_rng(seed).permutation(len(xyz))[: self.num_points]
-        return (*(np.resize(x[order], (self.num_points, 3)) for x in (xyz, rgb)), np.int32(len(order)))
+        return (
+            *(np.resize(x[order], (self.num_points, 3)) for x in (xyz, rgb)),
+            np.asarray(len(order), np.int32),
+        )
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
