@@ -355,6 +355,7 @@ def difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> li
 def smoke(config: Config) -> Config:
     """The same job as a one-minute run on the synthetic set: fewer points, patches, blocks and steps."""
     config.steps, config.batch_size, config.log_every, config.checkpoint_every = 60, 16, 5, 30
+    config.cpu_devices = 1
     config.data = dataclasses.replace(config.data, datasets=("primitives/tiny",), weights=(), num_points=512)
     config.eval = dataclasses.replace(
         config.eval, datasets=("primitives/tiny",), num_points=512, batch_size=16, every=0

@@ -50,5 +50,5 @@ def keep_freed_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_MMAP_MAX, 0)  # large blocks come from the heap ...
-        mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)  # ... which does not shrink below 2 GB
+        mallopt(M_TRIM_THRESHOLD, -1)  # ... which never shrinks
         mallopt(M_TOP_PAD, 1 << 28)
