@@ -288,7 +288,7 @@ def validate(config: Config) -> Config:
         "loss.image_weight": (config.loss.image_weight, 0, 1e6),
         "optim.weight_decay": (o.weight_decay, 0, 10),
         "optim.b1": (o.b1, 0, 0.999999), "optim.b2": (o.b2, 0, 0.999999),
-        "optim.learning_rate": (o.learning_rate, 0, 100), "optim.clip_norm": (o.clip_norm, 0, 1e9),
+        "optim.learning_rate": (o.learning_rate, 0, 1e38), "optim.clip_norm": (o.clip_norm, 0, 1e9),
         "optim.warmup_steps": (o.warmup_steps, 0, 1 << 40), "optim.decay_rate": (o.decay_rate, 1e-6, 1),
         "optim.decay_every": (o.decay_every, 1, 1 << 40), "optim.ema": (o.ema, 0, 0.9999999),
         "eval.every": (e.every, 0, 1 << 40),
