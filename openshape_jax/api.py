@@ -11,7 +11,6 @@ import numpy as np
 
 from openshape_jax import checkpoint, config, state
 from openshape_jax.data import schema, vocabulary
-from openshape_jax.data.schema import GRAY
 
 BATCH = 32  # most clouds embedded at once
 
@@ -132,7 +131,7 @@ class Model:
             raise ValueError(f"cloud {index}: {error}") from None
         if up != self.up:
             xyz = schema.to_z_up(xyz) if up == "y" else schema.to_y_up(xyz)
-        rgb = np.full_like(xyz, GRAY)
+        rgb = np.full_like(xyz, schema.GRAY)
         if cloud.shape[1] == 6:
             try:
                 rgb = schema.unit_colors(cloud[:, 3:])

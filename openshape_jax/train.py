@@ -17,7 +17,7 @@ from tqdm import tqdm
 from openshape_jax import checkpoint, metrics, sharding, state
 from openshape_jax.augment import dequantize
 from openshape_jax.config import Config, to_dict
-from openshape_jax.data import pipeline, sources, vocabulary
+from openshape_jax.data import pipeline, schema, sources, vocabulary
 from openshape_jax.evals.zero_shot import ZeroShot
 from openshape_jax.version import __version__
 
@@ -64,7 +64,6 @@ def _run(config: Config, workdir: Path, again: str, stopped: Callable[[], str]) 
     mesh = sharding.make_mesh()
     sharding.check_batch_size(config.batch_size, mesh)
     whole, rows = sharding.replicated(mesh), sharding.by_row(mesh)
-    evaluators = [ZeroShot(name, config.eval, config.data.data_dir) for name in config.eval.datasets]
     saves = checkpoint.Checkpoints(workdir, config.checkpoints_kept)
     first = saves.latest() or 0
     if first >= config.steps and _is_complete(config, workdir):
@@ -72,6 +71,7 @@ def _run(config: Config, workdir: Path, again: str, stopped: Callable[[], str]) 
         print(f"{workdir} is finished ({first} steps); nothing to do")
         return workdir
 
+    evaluators = [ZeroShot(name, config.eval, config.data.data_dir) for name in config.eval.datasets]
     train_state = jax.jit(lambda: state.init(config), out_shardings=whole)()
     restored = saves.restore(train_state)
     checkpoint.claim_workdir(workdir, config)
@@ -196,7 +196,7 @@ def describe(config: Config) -> dict[str, Any]:
         "text_space": vocabulary.TEXT_SPACE,
         "embed_dim": config.model.embed_dim,
         "up": "z",
-        "colour": "rgb in [0, 1]; 0.4 where a shape has none",
+        "colour": schema.COLOUR,
         "num_points": config.eval.num_points,
         "views": config.eval.views,
         "trained_on": list(config.data.datasets),

@@ -14,11 +14,11 @@ from openshape_jax import config as config_lib
 from openshape_jax.config import ModelConfig
 from openshape_jax.convert import files, names, recognise
 from openshape_jax.convert.error import ConversionError
+from openshape_jax.data import schema
 from openshape_jax.version import __version__
 
 DEFAULT_SCALE = 1 / 0.07  # CLIP's initial factor on cosines, 14.28 in OpenShape
 NUM_POINTS = 10_000  # of every cloud in OpenShape's training and evaluation
-COLOUR = "rgb in [0, 1]; 0.4 where a shape has none"
 
 
 def read(
@@ -113,7 +113,7 @@ def _identify(
         "text_space": recognise.text_space(model, release),
         "embed_dim": model.embed_dim,
         "up": recognise.up_axis(model, release, up, raw.where),
-        "colour": COLOUR,
+        "colour": schema.COLOUR,
         "num_points": NUM_POINTS,
         "views": 1,
         "trained_on": list(release.trained_on if release else (recognise.UNKNOWN,)),

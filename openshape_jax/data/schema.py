@@ -16,6 +16,7 @@ XYZ_LEVELS = 65535  # uint16 steps over [-1, 1]: rounding error at most 1.6e-5 o
 
 
 GRAY = 0.4  # the colour of a shape without colour (OpenShape)
+COLOUR = f"rgb in [0, 1]; {GRAY} where a shape has none"  # as models say it in their metadata
 
 
 class Text(NamedTuple):
