@@ -7,12 +7,15 @@ default and a comment with its unit or source.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import types
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from openshape_jax import overrides as overrides_lib
+from openshape_jax.overrides import ConfigError as ConfigError
+from openshape_jax.overrides import apply_overrides as apply_overrides
+from openshape_jax.overrides import difference as difference
+from openshape_jax.overrides import to_dict as to_dict
 
 
 @dataclass
@@ -44,8 +47,12 @@ class DataConfig:
     split: str = "train"
     data_dir: str = ""  # "": TFDS's default (TFDS_DATA_DIR or ~/tensorflow_datasets)
     num_points: int = 10_000  # drawn without replacement from each stored cloud at every visit
-    text_sources: tuple[str, ...] = ()  # sources of texts to draw from, e.g. ("class", "synonym"); (): all
+    # Sources of texts to draw from, e.g. ("class", "synonym"); (): those of the paper (data/targets.py).
+    text_sources: tuple[str, ...] = ()
     class_text_share: float = 0.0  # probability to take the class name whatever the other sources say
+    use_text_filter: bool = True  # leave out metadata texts that GPT-4 found to say nothing (OpenShape)
+    prompt_engineering: bool = True  # features averaged over prompt templates where there are any (OpenShape)
+    thumbnail_share: float = 0.5  # probability of the thumbnail among a shape's image features (OpenShape)
     in_memory_limit: float = 2.0  # GB: sets whose training split is smaller are decoded once and kept
     prefetch: int = 4  # batches read ahead by a thread
 
@@ -123,126 +130,13 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
 
 
-class ConfigError(ValueError):
-    """A field that does not exist or a value of the wrong type; the message says what would fit."""
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """The config as nested dicts of JSON types."""
-    return dataclasses.asdict(
-        config, dict_factory=lambda kv: {k: list(v) if isinstance(v, tuple) else v for k, v in kv}
-    )
-
-
 def from_dict(values: dict[str, Any], cls: type = Config) -> Any:
     """The config that `to_dict` wrote.
 
     Raises:
       ConfigError: an unknown field or a wrong type.
     """
-    config = cls()
-    for name, value in values.items():
-        _require(config, name, name)
-        current = getattr(config, name)
-        if dataclasses.is_dataclass(current) and isinstance(value, dict):
-            setattr(config, name, from_dict(value, type(current)))
-        else:
-            setattr(
-                config, name, _coerce(cls, name, tuple(value) if isinstance(value, list) else value, name)
-            )
-    return config
-
-
-def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
-    """The config with `path=value` overrides set, e.g. "optim.learning_rate=3e-4".
-
-    Tuples are given as comma-separated values: "data.datasets=primitives,sweethome3d".
-
-    Raises:
-      ConfigError: an unknown field (with close matches) or a value that does not parse.
-    """
-    for override in overrides:
-        path, sep, text = override.partition("=")
-        if not sep:
-            raise ConfigError(f"--config.{path} has no value; write --config.{path}=VALUE.")
-        *parents, leaf = path.split(".")
-        target: Any = config
-        for depth, parent in enumerate(parents):
-            _require(target, parent, ".".join(parents[: depth + 1]))
-            target = getattr(target, parent)
-        _require(target, leaf, path)
-        if dataclasses.is_dataclass(getattr(target, leaf)):
-            names = ", ".join(f"{path}.{f.name}" for f in dataclasses.fields(getattr(target, leaf)))
-            raise ConfigError(f"--config.{path} is a group of fields; set one of: {names}.")
-        setattr(target, leaf, _coerce(type(target), leaf, text, path))
-    return config
-
-
-def _require(target: Any, name: str, path: str) -> None:
-    known = [f.name for f in dataclasses.fields(target)] if dataclasses.is_dataclass(target) else []
-    if name in known:
-        return
-    prefix = path[: len(path) - len(name)]
-    everywhere = _all_paths(Config)
-    close = difflib.get_close_matches(name, known, 3, 0.6) or [
-        p
-        for p in everywhere
-        if p.rpartition(".")[2] in difflib.get_close_matches(name, [q.rpartition(".")[2] for q in everywhere])
-    ]
-    hint = " or ".join(c if "." in c else prefix + c for c in close[:3])
-    fields = f"Did you mean {hint}?" if hint else f"Fields: {', '.join(prefix + k for k in known)}."
-    raise ConfigError(f"the config has no field {path!r}. {fields}")
-
-
-def _all_paths(cls: Any, prefix: str = "") -> list[str]:
-    paths = []
-    hints = typing.get_type_hints(cls)
-    for f in dataclasses.fields(cls):
-        kind = hints[f.name]
-        paths += (
-            _all_paths(kind, f"{prefix}{f.name}.") if dataclasses.is_dataclass(kind) else [prefix + f.name]
-        )
-    return paths
-
-
-def _coerce(cls: type, name: str, value: Any, path: str) -> Any:
-    kind = typing.get_type_hints(cls)[name]
-    try:
-        return _parse(kind, value)
-    except (ValueError, TypeError):
-        wanted = (
-            kind.__name__
-            if isinstance(kind, type) and not isinstance(kind, types.GenericAlias)
-            else str(kind)
-        )
-        raise ConfigError(f"{path} is {value!r}, which is not of type {wanted}.") from None
-
-
-def _parse(kind: Any, value: Any) -> Any:
-    if typing.get_origin(kind) is tuple:
-        item = typing.get_args(kind)[0]
-        parts = [p for p in value.strip("()[]").split(",") if p.strip()] if isinstance(value, str) else value
-        return tuple(_parse(item, p.strip(" '\"") if isinstance(p, str) else p) for p in parts)
-    if kind is bool:
-        named = {"true": True, "1": True, "false": False, "0": False, True: True, False: False}
-        return (
-            named[value.lower() if isinstance(value, str) else value]
-            if value in named or (isinstance(value, str) and value.lower() in named)
-            else _fail()
-        )
-    if kind is int:
-        if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
-            _fail()
-        if isinstance(value, str):
-            return int(value.replace("_", ""))
-        return int(value)
-    if kind is float:
-        return _fail() if isinstance(value, bool) else float(value)
-    return value if isinstance(value, str) else _fail()
-
-
-def _fail() -> typing.NoReturn:
-    raise ValueError
+    return overrides_lib.from_dict(values, cls)
 
 
 def validate(config: Config) -> Config:
@@ -276,6 +170,7 @@ def validate(config: Config) -> Config:
         "seed": (config.seed, 0, 2**31 - 1), "cpu_devices": (config.cpu_devices, 1, 1024),
         "model.sa_dim": (m.sa_dim, 1, 1 << 16), "data.prefetch": (d.prefetch, 0, 1 << 16),
         "data.class_text_share": (d.class_text_share, 0, 1),
+        "data.thumbnail_share": (d.thumbnail_share, 0, 1),
         "data.in_memory_limit": (d.in_memory_limit, 0, 1e6),
         "augment.dropout": (a.dropout, 0, 1), "augment.scale_low": (a.scale_low, 1e-3, a.scale_high),
         "augment.scale_high": (a.scale_high, a.scale_low, 1e3), "augment.stretch": (a.stretch, 0, 5),
@@ -338,18 +233,6 @@ def load(path_and_variant: str, overrides: Sequence[str] = ()) -> Config:
     if not hasattr(module, "get_config"):
         raise ConfigError(f"{path} has no function get_config(variant).")
     return validate(apply_overrides(module.get_config(variant), overrides))
-
-
-def difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Lines "path: old -> new" for every field that differs between two `to_dict` results."""
-    lines = []
-    for key in sorted(old.keys() | new.keys()):
-        a, b = old.get(key, "(absent)"), new.get(key, "(absent)")
-        if isinstance(a, dict) and isinstance(b, dict):
-            lines += difference(a, b, f"{prefix}{key}.")
-        elif a != b:
-            lines.append(f"{prefix}{key}: {a} -> {b}")
-    return lines
 
 
 def smoke(config: Config) -> Config:

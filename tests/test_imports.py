@@ -14,7 +14,8 @@ WITH_TORCH = [
 ]
 # From the bottom up: a module may import from its own layer's package and from layers before it.
 LAYERS = [
-    {"version"}, {"config"}, {"ops"}, {"models"}, {"losses"}, {"optim"}, {"sharding"}, {"runtime"},
+    {"version"}, {"overrides"}, {"config"}, {"ops"}, {"models"}, {"losses"}, {"optim"}, {"sharding"},
+    {"runtime"},
     {"data"}, {"mesh_sampling"}, {"obj_reader"}, {"mesh_files"}, {"geometry_io"}, {"render"}, {"augment"},
     {"state"}, {"checkpoint"}, {"metrics"},
     {"evals"}, {"train"}, {"convert"}, {"errors"}, {"main", "api"}, {"cli"},

@@ -59,7 +59,15 @@ def test_mixture_follows_the_weights(config, monkeypatch):
         points = np.full((512, 3), name == "second", np.uint16)
         feature = np.ones(config.model.embed_dim, np.float32)
         texts = [schema.Text(name, "class", feature)]
-        return [{"xyz": points, "rgb": points.astype(np.uint8), "texts": texts, "image_features": []}] * 30
+        return [
+            {
+                "xyz": points,
+                "rgb": points.astype(np.uint8),
+                "texts": texts,
+                "image_features": [],
+                "image_sources": [],
+            }
+        ] * 30
 
     monkeypatch.setattr(pipeline, "_open", opened)
     config.data.datasets, config.data.weights = ("first", "second"), (3.0, 1.0)
@@ -83,7 +91,8 @@ def text(name, source, value=1.0):
 
 
 def record(*texts, images=0):
-    return {"texts": list(texts), "image_features": np.ones((images, 6), np.float16)}
+    features = np.ones((images, 6), np.float16)
+    return {"texts": list(texts), "image_features": features, "image_sources": ["render"] * images}
 
 
 def test_text_choice_is_uniform_over_allowed_sources():
@@ -153,7 +162,10 @@ def test_record_round_trip_and_checksum():
     values, stored = encoded()
     stored = {
         **stored,
-        "texts": {k: [t[k] for t in stored["texts"]] for k in ("text", "source", "has_feature")},
+        "texts": {
+            k: [t[k] for t in stored["texts"]]
+            for k in ("text", "source", "has_feature", "has_prompt_feature")
+        },
     }
     back = schema.decode(stored)
     xyz = schema.dequantize_xyz(back["xyz"]) * back["scale"] + back["center"]

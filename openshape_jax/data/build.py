@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import shutil
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,23 @@ from openshape_jax.data import sources
 STALE_SECONDS = 3600.0  # a half-built folder untouched for so long belongs to no running build
 
 
-def build(name: str, data_dir: str | Path = "") -> Path:
+@dataclass(frozen=True)
+class Options:
+    """How to build; the sets that are made from raw files of the person's own look at them."""
+
+    source: str = ""  # folder of the raw files
+    captions: str = ""  # CSV or JSON of names, captions and classes, beside a folder of meshes
+    jobs: int = 0  # processes; 0: one for each core
+    max_reject_fraction: float = 0.01  # share of unusable shapes above which the build fails
+    runner: Any = None  # see tfds_builders.sharded.ShardedBuilder
+
+
+def build(name: str, data_dir: str | Path = "", options: Options | None = None) -> Path:
     """The folder of the data set, built now unless it is there already; prints a summary.
 
     Raises:
-      ValueError: an unknown name. SourceNotFound: no raw files can be had. OSError: the disk is full.
+      ValueError: an unknown name, or too many unusable shapes. SourceNotFound: no raw files can be had.
+      OSError: the disk is full.
     """
     import tfds_builders
 
@@ -31,6 +45,9 @@ def build(name: str, data_dir: str | Path = "") -> Path:
             f"{base} has no config {config!r}; it has {', '.join(builder_class.builder_configs)}."
         )
     builder = builder_class(config=config or None, data_dir=str(root), file_format="array_record")
+    for field in dataclasses.fields(Options):
+        if hasattr(builder, field.name):
+            setattr(builder, field.name, getattr(options or Options(), field.name))
     folder = Path(builder.data_dir)
     if (folder / "dataset_info.json").is_file():
         print(f"{name} is already built.")

@@ -13,18 +13,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 XYZ_LEVELS = 65535  # uint16 steps over [-1, 1]: rounding error at most 1.6e-5 of the unit sphere
-
-
+META = ("name", "label", "category", "tags", "creator", "license", "group", "text_flag")
 GRAY = 0.4  # the colour of a shape without colour (OpenShape)
 COLOUR = f"rgb in [0, 1]; {GRAY} where a shape has none"  # as models say it in their metadata
 
 
 class Text(NamedTuple):
-    """One text of a shape: the words, where they come from, and their CLIP feature if known."""
+    """One text of a shape: the words, where they come from, and their CLIP features if known."""
 
     text: str
-    source: str  # "class", "synonym", "name", "caption", ...
-    feature: np.ndarray | None = None  # (D,) unit vector, or None where no feature is known
+    source: str  # "class", "synonym", "name", "caption", ...; OpenShape's: see data/targets.py
+    feature: np.ndarray | None = None  # (D,) of the bare words, or None where it is not known
+    prompt_feature: np.ndarray | None = None  # (D,) mean over prompt templates, or None
 
 
 class UnitCloud(NamedTuple):
@@ -109,6 +109,7 @@ def features(*, text_dim: int, image_dim: int = 512) -> Any:
         {
             "uid": F.Text(),
             "dataset": F.Text(),
+            "group": F.Text(),  # the part of the released files that it came from, "000-012"
             "name": F.Text(),
             "label": F.Text(),  # canonical vocabulary name of the class; "" where none fits
             "category": F.Text(),
@@ -119,9 +120,19 @@ def features(*, text_dim: int, image_dim: int = 512) -> Any:
             "rgb": F.Tensor(shape=(None, 3), dtype=np.uint8, encoding=raw),
             "center": F.Tensor(shape=(3,), dtype=np.float32),
             "scale": F.Scalar(dtype=np.float32),
-            "texts": F.Sequence({"text": F.Text(), "source": F.Text(), "has_feature": F.Scalar(np.bool_)}),
+            "texts": F.Sequence(
+                {
+                    "text": F.Text(),
+                    "source": F.Text(),
+                    "has_feature": F.Scalar(np.bool_),
+                    "has_prompt_feature": F.Scalar(np.bool_),
+                }
+            ),
+            "text_flag": F.Text(),  # GPT-4's judgement of the metadata's text, "Y" or "N"; "" where not asked
             "text_features": F.Tensor(shape=(None, text_dim), dtype=np.float16, encoding=raw),
+            "prompt_features": F.Tensor(shape=(None, text_dim), dtype=np.float16, encoding=raw),
             "image_features": F.Tensor(shape=(None, image_dim), dtype=np.float16, encoding=raw),
+            "image_sources": F.Sequence(F.Text()),  # "render" or "thumbnail", one for each image feature
             "icon": F.Scalar(dtype=np.object_),  # PNG bytes, empty where there is none
             "checksum": F.Scalar(dtype=np.uint32),  # CRC-32 of the xyz bytes followed by the rgb bytes
         }
@@ -145,6 +156,7 @@ def encode(
     texts: Sequence[Text],
     text_dim: int,
     image_features: np.ndarray | None = None,
+    image_sources: Sequence[str] = (),
     image_dim: int = 512,
     icon: bytes = b"",
     meta: Mapping[str, str] | None = None,
@@ -156,33 +168,58 @@ def encode(
       rgb: (N, 3) colours in [0, 1].
       texts: every text; those with a feature are training targets.
       image_features: (M, image_dim) CLIP image features, or None.
-      meta: name, label, category, tags, creator, license; missing ones become "".
+      image_sources: (M,) "render" or "thumbnail" for each of them; empty: all are renders.
+      meta: name, label, category, tags, creator, license, group, text_flag; missing ones become "".
 
     Raises:
-      ValueError: unusable coordinates, as `to_unit_sphere` says.
+      ValueError: unusable coordinates, as `to_unit_sphere` says; features of another width, or not finite.
     """
     cloud = to_unit_sphere(xyz)
     codes, colours = quantize_xyz(cloud.xyz), quantize_rgb(np.asarray(rgb))
     if codes.shape != colours.shape:
         raise ValueError(f"xyz has shape {codes.shape} but rgb {colours.shape}; they must be equal.")
     meta = dict(meta or {})
-    kept = [t.feature for t in texts if t.feature is not None]
+    images = _rows([] if image_features is None else list(image_features), image_dim, uid, "image")
+    kinds = list(image_sources) or ["render"] * len(images)
+    if len(kinds) != len(images):
+        raise ValueError(f"{uid}: {len(images)} image features but {len(kinds)} image sources.")
+    bare = [t.feature for t in texts if t.feature is not None]
+    prompt = [t.prompt_feature for t in texts if t.prompt_feature is not None]
     return {
         "uid": uid,
         "dataset": dataset,
-        **{k: meta.get(k, "") for k in ("name", "label", "category", "tags", "creator", "license")},
+        **{k: meta.get(k, "") for k in META},
         "xyz": codes,
         "rgb": colours,
         "center": cloud.center,
         "scale": np.float32(cloud.scale),
-        "texts": [{"text": t.text, "source": t.source, "has_feature": t.feature is not None} for t in texts],
-        "text_features": np.asarray(kept, np.float16).reshape(-1, text_dim),
-        "image_features": np.zeros((0, image_dim), np.float16)
-        if image_features is None
-        else np.asarray(image_features, np.float16),
+        "texts": [
+            {
+                "text": t.text,
+                "source": t.source,
+                "has_feature": t.feature is not None,
+                "has_prompt_feature": t.prompt_feature is not None,
+            }
+            for t in texts
+        ],
+        "text_features": _rows(bare, text_dim, uid, "text"),
+        "prompt_features": _rows(prompt, text_dim, uid, "text"),
+        "image_features": images,
+        "image_sources": kinds,
         "icon": icon,
         "checksum": np.uint32(checksum(codes, colours)),
     }
+
+
+def _rows(rows: Sequence[np.ndarray], width: int, uid: str, kind: str) -> np.ndarray:
+    """(M, width) float16 of M feature vectors."""
+    for row in rows:
+        row = np.asarray(row)
+        if row.shape != (width,):
+            raise ValueError(f"{uid}: an {kind} feature of shape {row.shape}; this data set's is ({width},).")
+        if not np.isfinite(row.astype(np.float16)).all():
+            raise ValueError(f"{uid}: an {kind} feature is NaN, infinite or above 65504.")
+    return np.asarray(rows, np.float16).reshape(-1, width)
 
 
 def _string(value: Any) -> str:
@@ -203,10 +240,17 @@ def decode(record: Mapping[str, Any]) -> dict[str, Any]:
             "delete the data set's folder and run its `openshape data build` again."
         )
     raw = record["texts"]
-    features_left = iter(np.asarray(record["text_features"], np.float32))
+    bare = iter(np.asarray(record["text_features"], np.float32))
+    prompt = iter(np.asarray(record["prompt_features"], np.float32))
+    flags = zip(raw["has_feature"], raw["has_prompt_feature"], strict=True)
     texts = [
-        Text(_string(t), _string(s), next(features_left) if has else None)
-        for t, s, has in zip(raw["text"], raw["source"], raw["has_feature"], strict=True)
+        Text(_string(t), _string(s), next(bare) if b else None, next(prompt) if p else None)
+        for t, s, (b, p) in zip(raw["text"], raw["source"], flags, strict=True)
     ]
-    names = ("dataset", "name", "label", "category", "tags", "creator", "license")
-    return {**record, "uid": uid, **{k: _string(record[k]) for k in names}, "texts": texts}
+    return {
+        **record,
+        "uid": uid,
+        **{k: _string(record[k]) for k in ("dataset", *META)},
+        "image_sources": [_string(s) for s in record["image_sources"]],
+        "texts": texts,
+    }

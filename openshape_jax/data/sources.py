@@ -53,8 +53,8 @@ def find(name: str, data_dir: str | Path = "") -> Path:
     return max(versions, key=lambda p: tuple(int(n) for n in p.name.split(".") if n.isdigit()))
 
 
-def open_split(name: str, split: str, data_dir: str | Path = "") -> tuple[TfdsRecords, Any]:
-    """(records, tfds DatasetInfo) of one split.
+def open_split(name: str, split: str, data_dir: str | Path = "") -> tuple[TfdsRecords | Subset, Any]:
+    """(records, tfds DatasetInfo) of one split: one that is stored, or a part of "train".
 
     Raises:
       DatasetMissing: not built. ValueError: no such split, or a damaged description.
@@ -69,11 +69,15 @@ def open_split(name: str, split: str, data_dir: str | Path = "") -> tuple[TfdsRe
             f"{folder} cannot be opened ({type(error).__name__}: {str(error)[:200]}): delete that folder "
             f"and run `openshape data build {name}` again."
         ) from error
-    if split not in builder.info.splits:
+    if split in builder.info.splits:
+        return TfdsRecords(builder, split), builder.info
+    subset = folder / f"subset.{split}.npy"
+    if not subset.is_file():
+        parts = [p.name.split(".")[1] for p in folder.glob("subset.*.npy")]
         raise ValueError(
-            f"data set {name!r} has no split {split!r}; it has {', '.join(builder.info.splits)}."
+            f"data set {name!r} has no split {split!r}; it has {', '.join([*builder.info.splits, *parts])}."
         )
-    return TfdsRecords(builder, split), builder.info
+    return Subset(TfdsRecords(builder, "train"), np.load(subset, allow_pickle=False)), builder.info
 
 
 class TfdsRecords:
@@ -102,6 +106,20 @@ class TfdsRecords:
                 "`openshape data build` again."
             ) from error
         return schema.decode(stored)
+
+
+class Subset:
+    """The records of another sequence at some rows."""
+
+    def __init__(self, records: TfdsRecords, rows: np.ndarray):
+        self._records, self._rows = records, rows
+        self.num_bytes = int(records.num_bytes * len(rows) / max(len(records), 1))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._records[int(self._rows[index])]
 
 
 class InMemory:

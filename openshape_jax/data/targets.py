@@ -1,16 +1,32 @@
-"""The choice of a shape's training targets: which text and which image feature."""
+"""The choice of a shape's training targets: which text and which image feature.
+
+The default is OpenShape's policy (arXiv 2305.10764, section 3): one source is drawn
+uniformly among those that have something to offer for the shape, then a text of that source.
+
+| source | texts | feature |
+|---|---|---|
+| "metadata" | what the shape's author wrote; of several, one uniformly | prompt-averaged |
+| "caption" | a fair coin: "blip" or "msft", which may have nothing to say | prompt-averaged |
+| "retrieval" | texts of similar images, one uniformly | of the bare words |
+
+"metadata_other" (the further metadata texts of an Objaverse shape, which the paper leaves out) and the
+sources of other data sets ("class", "synonym", "name") work like "metadata".
+"""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from openshape_jax.config import DataConfig
+from openshape_jax.data.schema import Text
 
 MAX_TEXTS = 8  # ids of a shape's texts that go into a batch, for class-aware positives
+CAPTIONERS = ("blip", "msft")  # the coin of "caption"
+BARE = ("retrieval",)  # sources whose texts are whole sentences: no prompt templates
+NOT_BY_DEFAULT = ("metadata_other",)
 
 
 def text_hash(text: str) -> int:
@@ -18,14 +34,57 @@ def text_hash(text: str) -> int:
     return zlib.crc32(text.lower().encode()) & 0x7FFFFFFF
 
 
-def allowed_texts(record: dict[str, Any], sources: Sequence[str]) -> list[Any]:
-    """The texts of a record that carry a feature and come from one of `sources` (empty: any)."""
-    return [t for t in record["texts"] if t.feature is not None and (not sources or t.source in sources)]
+def feature_of(text: Text, prompt_engineering: bool) -> np.ndarray | None:
+    """The (D,) feature that a text is trained on; the other one where there is only that."""
+    wants_prompt = prompt_engineering and text.source not in BARE
+    first, second = text.feature, text.prompt_feature
+    if wants_prompt:
+        first, second = second, first
+    return second if first is None else first
+
+
+def _offers(record: dict[str, Any], config: DataConfig) -> dict[str, list[Text]]:
+    """The usable texts of a record by source; both captioners stand under "caption"."""
+    offers: dict[str, list[Text]] = {}
+    for text in record["texts"]:
+        source = "caption" if text.source in CAPTIONERS else text.source
+        if config.text_sources and source not in config.text_sources:
+            continue
+        if not config.text_sources and source in NOT_BY_DEFAULT:
+            continue
+        if source == "metadata" and config.use_text_filter and record.get("text_flag") == "N":
+            continue
+        if feature_of(text, config.prompt_engineering) is not None:
+            offers.setdefault(source, []).append(text)
+    return offers
 
 
 def has_target(record: dict[str, Any], config: DataConfig) -> bool:
     """Whether the record gives any training signal."""
-    return bool(allowed_texts(record, config.text_sources)) or len(record["image_features"]) > 0
+    return bool(_offers(record, config)) or len(record["image_features"]) > 0
+
+
+def _draw_text(offers: dict[str, list[Text]], share: float, rng: np.random.Generator) -> Text | None:
+    if "class" in offers and rng.random() < share:
+        return offers["class"][0]
+    captions = offers.get("caption", [])
+    if any(t.source in CAPTIONERS for t in captions):
+        captioner = CAPTIONERS[rng.integers(2)]
+        offers = {**offers, "caption": [t for t in captions if t.source == captioner]}
+        offers = {source: texts for source, texts in offers.items() if texts}
+    if not offers:
+        return None
+    texts = list(offers.values())[rng.integers(len(offers))]
+    return texts[rng.integers(len(texts))]
+
+
+def _draw_image(record: dict[str, Any], share: float, rng: np.random.Generator) -> np.ndarray | None:
+    """A thumbnail with probability `share`, else a render; the other kind where there is only one."""
+    kinds: dict[bool, list[int]] = {True: [], False: []}
+    for row, source in enumerate(record["image_sources"]):
+        kinds[source == "thumbnail"].append(row)
+    rows = kinds[rng.random() < share] or kinds[True] or kinds[False]
+    return record["image_features"][rows[rng.integers(len(rows))]] if rows else None
 
 
 def choose(
@@ -33,24 +92,20 @@ def choose(
 ) -> dict[str, Any]:
     """One text and one image feature of a record, with masks where there is none.
 
-    A text is drawn uniformly among the allowed ones, except that with probability
-    `config.class_text_share` the class name is taken where there is one.
+    With probability `config.class_text_share` the class name is taken where there is one, whatever the
+    other sources offer.
     """
-    texts = allowed_texts(record, config.text_sources)
+    offers = _offers(record, config)
+    text = _draw_text(offers, config.class_text_share, rng)
     ids = np.full(MAX_TEXTS, -1, np.int32)
-    out = {"text": np.zeros(text_dim, np.float32), "has_text": bool(texts), "text_id": np.int32(-1)}
-    if texts:
-        named = [t for t in texts if t.source == "class"]
-        use_class = bool(named) and rng.random() < config.class_text_share
-        text = named[0] if use_class else texts[rng.integers(len(texts))]
-        unique = list(dict.fromkeys([text_hash(text.text), *(text_hash(t.text) for t in texts)]))[:MAX_TEXTS]
+    out = {"text": np.zeros(text_dim, np.float32), "has_text": text is not None, "text_id": np.int32(-1)}
+    if text is not None:
+        every = [t for texts in offers.values() for t in texts]
+        unique = list(dict.fromkeys([text_hash(text.text), *(text_hash(t.text) for t in every)]))[:MAX_TEXTS]
         ids[: len(unique)] = unique
-        out |= {"text": text.feature.astype(np.float32), "text_id": np.int32(text_hash(text.text))}
-    images = record["image_features"]
-    out["has_image"] = len(images) > 0
-    out["image"] = (
-        images[rng.integers(len(images))].astype(np.float32)
-        if len(images)
-        else np.zeros(image_dim, np.float32)
-    )
+        feature = feature_of(text, config.prompt_engineering)
+        out |= {"text": np.asarray(feature, np.float32), "text_id": np.int32(text_hash(text.text))}
+    image = _draw_image(record, config.thumbnail_share, rng)
+    out["has_image"] = image is not None
+    out["image"] = np.zeros(image_dim, np.float32) if image is None else image.astype(np.float32)
     return {**out, "text_ids": ids}

@@ -52,10 +52,11 @@ def records(seeds: range, num_points: int) -> list[dict[str, Any]]:
 class Primitives(tfds.core.GeneratorBasedBuilder):
     """Parametric coloured objects with compositional captions; see README.md."""
 
-    VERSION = tfds.core.Version("1.1.0")
+    VERSION = tfds.core.Version("1.2.0")
     RELEASE_NOTES: ClassVar = {
         "1.0.0": "First release.",
         "1.1.0": "14 more categories: toys, textiles, kitchen machines, pools.",
+        "1.2.0": "Records with room for prompt-averaged text features and kinds of images.",
     }
     BUILDER_CONFIGS: ClassVar = [
         PrimitivesConfig(name="default", description="3,000 + 498 shapes at 4,096 points"),

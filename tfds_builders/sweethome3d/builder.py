@@ -82,10 +82,11 @@ class Sweethome3d(tfds.core.GeneratorBasedBuilder):
     name = "sweethome3d"
     # TFDS 4.9 finds this by itself only where importlib_resources is installed, which it does not ask for
     code_path = epath.Path(__file__)
-    VERSION = tfds.core.Version("1.1.0")
+    VERSION = tfds.core.Version("1.2.0")
     RELEASE_NOTES = {  # noqa: RUF012 - TFDS's way
         "1.0.0": "The five libraries of release 1.8: 820 models.",
         "1.1.0": "Classes and captions of 31 models corrected by eye.",
+        "1.2.0": "Records with room for prompt-averaged text features and kinds of images; more synonyms.",
     }
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         "Only where neither apt nor the network can be reached: put the .sh3f libraries of Sweet Home 3D, or "
