@@ -13,6 +13,7 @@ from openshape_jax.models import pointbert
 def get_config(variant: str = "") -> config.Config:
     """PointBERT scaling 5 with the recipe of the paper."""
     c = config.Config(model=pointbert.size(5))
+    c.data.device_shuffle = True
     c.optim.learning_rate = 4e-4
     c.steps, c.batch_size = 400_000, 200
     return config.variant(c, variant)

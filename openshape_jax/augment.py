@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt
+from jaxtyping import Array, Float, Int, Num, PRNGKeyArray, UInt
 
 from openshape_jax.config import AugmentConfig
 from openshape_jax.data.schema import GRAY
@@ -20,6 +20,12 @@ FEWEST = 64  # distinct points that `sparse` and `partial` keep at least
 def dequantize(xyz: UInt[Array, "... 3"], rgb: UInt[Array, "... 3"]) -> tuple[Array, Array]:
     """(xyz in [-1, 1], rgb in [0, 1]) float32 of stored uint16 and uint8 codes."""
     return xyz.astype(jnp.float32) * (2 / 65535) - 1, rgb.astype(jnp.float32) * (1 / 255)
+
+
+def shuffle(key: PRNGKeyArray, xyz: Num[Array, "B N 3"], rgb: Num[Array, "B N 3"]) -> tuple[Array, Array]:
+    """The points of each cloud in a random order of its own (ball query takes the first hits)."""
+    order = jnp.argsort(jax.random.bits(key, xyz.shape[:2]), axis=1)[..., None]
+    return jnp.take_along_axis(xyz, order, 1), jnp.take_along_axis(rgb, order, 1)
 
 
 def unit_sphere(xyz: Float[Array, "N 3"], count: Int[Array, ""] | None = None) -> Float[Array, "N 3"]:

@@ -53,6 +53,8 @@ class DataConfig:
     use_text_filter: bool = True  # leave out metadata texts that GPT-4 found to say nothing (OpenShape)
     prompt_engineering: bool = True  # features averaged over prompt templates where there are any (OpenShape)
     thumbnail_share: float = 0.5  # probability of the thumbnail among a shape's image features (OpenShape)
+    # The device puts the points of a batch in random order, not the host; pays on accelerators.
+    device_shuffle: bool = False
     in_memory_limit: float = 2.0  # GB: sets whose training split is smaller are decoded once and kept
     prefetch: int = 4  # batches read ahead by a thread
 

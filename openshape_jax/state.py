@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from openshape_jax import losses, models, optim
-from openshape_jax.augment import augment, dequantize, rotation, unit_sphere
+from openshape_jax.augment import augment, dequantize, rotation, shuffle, unit_sphere
 from openshape_jax.config import Config, ModelConfig
 
 Batch = dict[str, Array]
@@ -99,7 +99,10 @@ def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[Train
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), state.step))
         keep = draw_patches(keys[0], config.model, len(batch["xyz"]))
-        xyz, rgb = augment(keys[1], *dequantize(batch["xyz"], batch["rgb"]), config.augment)
+        points = batch["xyz"], batch["rgb"]
+        if config.data.device_shuffle:
+            points = shuffle(jax.random.fold_in(keys[1], 0), *points)
+        xyz, rgb = augment(keys[1], *dequantize(*points), config.augment)
         grad_fn = jax.value_and_grad(
             lambda p: loss(config, p, state.stats, xyz, rgb, batch, keep), has_aux=True
         )

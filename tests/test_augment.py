@@ -149,3 +149,19 @@ def test_every_cloud_of_a_batch_has_its_own_draw_and_the_key_decides():
     np.testing.assert_array_equal(first, again)
     assert np.abs(first[0] - first[1]).max() > 0.1
     assert np.abs(first - other).max() > 0.1
+
+
+def test_shuffle_reorders_every_cloud_and_keeps_its_points():
+    xyz = np.arange(2 * 50 * 3, dtype=np.uint16).reshape(2, 50, 3)
+    rgb = (xyz % 251).astype(np.uint8)
+    got_xyz, got_rgb = (np.asarray(x) for x in augment.shuffle(jax.random.key(0), xyz, rgb))
+    orders = got_xyz[:, :, 0] // 3 - np.array([[0], [50]])
+    for cloud in range(2):
+        assert sorted(orders[cloud]) == list(range(50))
+        np.testing.assert_array_equal(got_xyz[cloud], xyz[cloud][orders[cloud]])
+        np.testing.assert_array_equal(got_rgb[cloud], rgb[cloud][orders[cloud]])
+    assert (orders[0] != orders[1]).sum() > 40
+    # Every point comes first about equally often.
+    many = np.broadcast_to(xyz[0, :8], (4000, 8, 3))
+    first = np.asarray(augment.shuffle(jax.random.key(1), many, many)[0])[:, 0, 0] // 3
+    assert abs(np.bincount(first, minlength=8) - 500).max() < 100

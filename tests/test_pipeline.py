@@ -160,22 +160,19 @@ def encoded(n=50, **changes):
 
 def test_record_round_trip_and_checksum():
     values, stored = encoded()
-    stored = {
-        **stored,
-        "texts": {
-            k: [t[k] for t in stored["texts"]]
-            for k in ("text", "source", "has_feature", "has_prompt_feature")
-        },
-    }
-    back = schema.decode(stored)
+    data = schema.features(text_dim=4).serialize_example(stored)
+    back = schema.decode(data, 4, 512)
+    schema.check(back)
     xyz = schema.dequantize_xyz(back["xyz"]) * back["scale"] + back["center"]
     np.testing.assert_allclose(xyz, values["xyz"], atol=1e-4 * float(back["scale"]))
     assert [(t.text, t.source) for t in back["texts"]] == [("chair", "class"), ("c", "caption")]
     np.testing.assert_array_equal(back["texts"][0].feature, np.full(4, 0.5))
     assert back["texts"][1].feature is None
-    damaged = {**stored, "xyz": stored["xyz"] ^ np.uint16(1)}
     with pytest.raises(ValueError, match="record 'u' is damaged"):
-        schema.decode(damaged)
+        schema.check({**back, "xyz": back["xyz"] ^ np.uint16(1)})
+    for broken in (b"", b"no protobuf", data[:300]):
+        with pytest.raises(ValueError, match="no record of this version's form"):
+            schema.decode(broken, 4, 512)
 
 
 @pytest.mark.parametrize(

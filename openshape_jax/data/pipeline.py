@@ -11,16 +11,22 @@ from openshape_jax.config import Config, DataConfig
 from openshape_jax.data import sources, targets
 
 
-def draw_points(record: dict[str, Any], num_points: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def draw_points(
+    record: dict[str, Any], num_points: int, rng: np.random.Generator, shuffle: bool = True
+) -> dict[str, np.ndarray]:
     """{"xyz" (N, 3) uint16, "rgb" (N, 3) uint8}: points drawn without replacement, in random order.
 
-    A record with fewer points gives all of them in random order, repeated until there are N.
+    A record with fewer points gives all of them, repeated until there are N. Without `shuffle` the order is
+    left to the device, and a record of just N points is passed on as it is.
     """
     stored = sources.num_points_of(record)
-    order = rng.permutation(stored)[:num_points]
-    if stored < num_points:
-        order = np.resize(order, num_points)
-    return {"xyz": np.asarray(record["xyz"])[order], "rgb": np.asarray(record["rgb"])[order]}
+    if stored == num_points and not shuffle:
+        return {"xyz": record["xyz"], "rgb": record["rgb"]}
+    if stored > num_points:
+        order = rng.choice(stored, num_points, replace=False, shuffle=shuffle)
+    else:
+        order = np.resize(rng.permutation(stored) if shuffle else np.arange(stored), num_points)
+    return {"xyz": record["xyz"][order], "rgb": record["rgb"][order]}
 
 
 def _open(name: str, config: DataConfig) -> sources.Records:
@@ -61,7 +67,7 @@ def dataset(config: Config, host: int = 0, hosts: int = 1) -> Any:
 
     def example(record: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         return {
-            **draw_points(record, config.data.num_points, rng),
+            **draw_points(record, config.data.num_points, rng, not config.data.device_shuffle),
             **targets.choose(record, config.data, width, width, rng),
         }
 

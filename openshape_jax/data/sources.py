@@ -17,7 +17,7 @@ class DatasetMissing(FileNotFoundError):
 
 
 class Records(Protocol):
-    """Random access to decoded records (see `schema.decode`)."""
+    """Random access to records, as `schema.decode` gives them."""
 
     def __len__(self) -> int: ...
 
@@ -86,7 +86,9 @@ class TfdsRecords:
     def __init__(self, builder: Any, split: str):
         self._folder = builder.data_dir
         self.num_bytes = builder.info.splits[split].num_bytes
-        self._source = builder.as_data_source(split)
+        self._text_dim = builder.info.features["text_features"].shape[-1]
+        self._image_dim = builder.info.features["image_features"].shape[-1]
+        self._source = builder.as_data_source(split).data_source  # serialised records
 
     def __len__(self) -> int:
         return len(self._source)
@@ -98,14 +100,13 @@ class TfdsRecords:
           ValueError: the file is cut or damaged there; says which folder to build again.
         """
         try:
-            stored = self._source[index]
-        except RuntimeError as error:  # ArrayRecord checks hashes of its own
+            return schema.decode(self._source[index], self._text_dim, self._image_dim)
+        except (RuntimeError, ValueError) as error:  # ArrayRecord checks hashes of its own
             reason = str(error).split(";")[0]
             raise ValueError(
                 f"record {index} of {self._folder} cannot be read ({reason}): delete that folder and run "
                 "`openshape data build` again."
             ) from error
-        return schema.decode(stored)
 
 
 class Subset:
