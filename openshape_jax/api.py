@@ -52,6 +52,7 @@ class Model:
         self.config: config.ModelConfig = config.from_dict(metadata["model"], config.ModelConfig)
         self.num_points = int(metadata["num_points"])
         self.up: str = metadata["up"]
+        self._mirrored = bool(metadata.get("mirrored", False))
         self._weights = jax.device_put(weights)
         self._embed = jax.jit(state.make_embed(self.config, int(metadata["views"])))
 
@@ -62,7 +63,8 @@ class Model:
         `num_points` is subsampled without replacement; one with fewer is filled up by repetition, which
         leaves its embedding exactly that of the cloud alone.
         Without colour, grey 0.4 is used, as in training. Clouds are turned to the axis that points up in
-        the model's training data (`metadata["up"]`).
+        the model's training data (`metadata["up"]`), and reflected where that data was
+        (`metadata["mirrored"]`: OpenShape's own z-up models, whose y and z axes were swapped).
 
         Args:
           points: (N, 3) xyz or (N, 6) xyz rgb of one cloud, (B, N, 3|6) of several, or a sequence of
@@ -119,6 +121,17 @@ class Model:
         text = vocabulary.load().encode(list(labels), centred=space == vocabulary.TEXT_SPACE)
         return self.metadata["logit_scale"] * embeddings @ text.T
 
+    def embed_stored(self, xyz: np.ndarray, rgb: np.ndarray) -> jax.Array:
+        """(B, D) unit vectors, on the device, of points (B, N, 3) as data sets store them: z-up codes."""
+        turned = self._turned(schema.dequantize_xyz(xyz), "z")
+        return self._embed(self._weights, turned, rgb.astype(np.float32) / np.float32(255))
+
+    def _turned(self, xyz: np.ndarray, up: str) -> np.ndarray:
+        """(..., 3) coordinates as the model's training data had them, of coordinates with `up` up."""
+        if up != self.up:
+            xyz = schema.to_z_up(xyz) if up == "y" else schema.to_y_up(xyz)
+        return xyz * np.array([1, -1, 1], np.float32) if self._mirrored else xyz
+
     def _prepare(self, cloud: np.ndarray, up: str, seed: int, index: int) -> tuple[np.ndarray, ...]:
         """(xyz, rgb, number of distinct points), ready for `state.make_embed`."""
         if cloud.ndim != 2 or cloud.shape[1] not in (3, 6) or len(cloud) == 0:
@@ -129,8 +142,7 @@ class Model:
             xyz = schema.to_unit_sphere(cloud[:, :3]).xyz
         except ValueError as error:
             raise ValueError(f"cloud {index}: {error}") from None
-        if up != self.up:
-            xyz = schema.to_z_up(xyz) if up == "y" else schema.to_y_up(xyz)
+        xyz = self._turned(xyz, up)
         rgb = np.full_like(xyz, schema.GRAY)
         if cloud.shape[1] == 6:
             try:

@@ -52,11 +52,16 @@ class DataConfig:
     class_text_share: float = 0.0  # probability to take the class name whatever the other sources say
     use_text_filter: bool = True  # leave out metadata texts that GPT-4 found to say nothing (OpenShape)
     prompt_engineering: bool = True  # features averaged over prompt templates where there are any (OpenShape)
+    # Batches of seeds with some of their neighbours, from this file: of `openshape mine`, or OpenShape's
+    # point_feat_knn.npy. "": no such groups.
+    hard_negatives: str = ""
+    group_size: int = 5  # shapes of a group, the seed included (OpenShape: 40 groups of 5)
     thumbnail_share: float = 0.5  # probability of the thumbnail among a shape's image features (OpenShape)
     # The device puts the points of a batch in random order, not the host; pays on accelerators.
     device_shuffle: bool = False
     in_memory_limit: float = 2.0  # GB: sets whose training split is smaller are decoded once and kept
-    prefetch: int = 4  # batches read ahead by a thread
+    prefetch: int = 4  # batches read ahead
+    workers: int = 0  # processes that read; 0: a thread of this one, enough for 1,000 shapes a second
 
 
 @dataclass
@@ -85,6 +90,9 @@ class LossConfig:
     image_weight: float = 1.0
     logit_scale: float = 14.28  # initial 1 / temperature (OpenShape)
     class_aware: bool = False  # shapes of a batch that share a text target are all positives
+    # With data.hard_negatives: a negative of the own group is left out where cos(image, its text) exceeds
+    # cos(image, the negative's text) by no more than this (OpenShape); -3: none is.
+    false_negative_margin: float = 0.1
 
 
 @dataclass
@@ -171,6 +179,7 @@ def validate(config: Config) -> Config:
     ranges = {  # path: (value, lowest, highest)
         "seed": (config.seed, 0, 2**31 - 1), "cpu_devices": (config.cpu_devices, 1, 1024),
         "model.sa_dim": (m.sa_dim, 1, 1 << 16), "data.prefetch": (d.prefetch, 0, 1 << 16),
+        "data.workers": (d.workers, 0, 1024),
         "data.class_text_share": (d.class_text_share, 0, 1),
         "data.thumbnail_share": (d.thumbnail_share, 0, 1),
         "data.in_memory_limit": (d.in_memory_limit, 0, 1e6),
@@ -183,6 +192,7 @@ def validate(config: Config) -> Config:
         "augment.sparse": (a.sparse, 0, 1),
         "loss.text_weight": (config.loss.text_weight, 0, 1e6),
         "loss.image_weight": (config.loss.image_weight, 0, 1e6),
+        "loss.false_negative_margin": (config.loss.false_negative_margin, -3, 3),
         "optim.weight_decay": (o.weight_decay, 0, 10),
         "optim.b1": (o.b1, 0, 0.999999), "optim.b2": (o.b2, 0, 0.999999),
         "optim.learning_rate": (o.learning_rate, 0, 1e38), "optim.clip_norm": (o.clip_norm, 0, 1e9),
@@ -197,6 +207,16 @@ def validate(config: Config) -> Config:
         raise ConfigError("data.datasets is empty; name at least one data set.")
     if d.weights and (len(d.weights) != len(d.datasets) or min(d.weights) <= 0):
         raise ConfigError(f"data.weights {d.weights} must be one positive number for each of {d.datasets}.")
+    if d.hard_negatives and len(d.datasets) != 1:
+        raise ConfigError(
+            f"data.hard_negatives {d.hard_negatives!r} holds the neighbours within one data set, but "
+            f"data.datasets is {d.datasets}: name one, or build them as one."
+        )
+    if d.hard_negatives and (d.group_size < 2 or config.batch_size % d.group_size):
+        raise ConfigError(
+            f"data.group_size is {d.group_size}; it must be at least 2 and divide batch_size "
+            f"({config.batch_size})."
+        )
     if d.num_points < m.patches:
         raise ConfigError(
             f"data.num_points is {d.num_points} but model.patches {m.patches}; use at least as many points."

@@ -188,7 +188,7 @@ def test_wrong_width_asked_for():
 
 def test_a_y_up_model_gets_y_up_clouds(golden):
     weights, metadata, step = load.read(FIXTURE, **GIVEN)
-    metadata["num_points"] = 600
+    metadata |= {"num_points": 600, "mirrored": False}
     z_model, y_model = Model(weights, metadata, step), Model(weights, {**metadata, "up": "y"}, step)
     cloud = golden["xyz"][0]
     turned = cloud[:, [0, 2, 1]] * np.float32([1, 1, -1])  # the same cloud, y up
@@ -198,6 +198,17 @@ def test_a_y_up_model_gets_y_up_clouds(golden):
     np.testing.assert_allclose(y_model.embed(turned, up="y"), y_model.embed(cloud), atol=1e-6)
     np.testing.assert_allclose(z_model.embed(turned, up="y"), as_is, atol=1e-6)
     assert np.abs(y_model.embed(cloud) - as_is).max() > 1e-3
+
+
+def test_a_z_up_model_of_openshape_gets_its_swapped_axes(golden):
+    weights, metadata, step = load.read(FIXTURE, **GIVEN)
+    metadata["num_points"] = 600
+    y_up = golden["xyz"][0][:600]
+    plain = Model(weights, {**metadata, "mirrored": False}, step)
+    as_in_training = plain.embed(y_up[:, [0, 2, 1]])  # what OpenShape's loader does to y-up data
+    np.testing.assert_allclose(Model(weights, metadata, step).embed(y_up, up="y"), as_in_training, atol=1e-6)
+    assert np.abs(plain.embed(y_up, up="y") - as_in_training).max() > 1e-3
+    assert load.read(FIXTURE, **{**GIVEN, "up": "y"})[1]["mirrored"] is False
 
 
 def test_labels_need_the_model_s_own_text_space(golden):

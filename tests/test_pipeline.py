@@ -46,6 +46,26 @@ def test_hosts_read_their_rows_of_the_global_batch(config):
         np.testing.assert_array_equal(together, value, err_msg=key)
 
 
+def test_worker_processes_make_the_same_batches(config):
+    from contextlib import closing
+
+    config.data.workers = 2
+    with closing(pipeline.batches(config, 3)) as stream:
+        for step in range(3, 8):
+            expected = pipeline.dataset(config)[step]
+            for key, value in next(stream).items():
+                np.testing.assert_array_equal(value, expected[key], err_msg=f"{step} {key}")
+
+
+def test_device_shuffle_passes_whole_records_on_and_draws_the_same_points():
+    points = np.arange(300, dtype=np.uint16).reshape(100, 3)
+    record = {"xyz": points, "rgb": (points % 200).astype(np.uint8)}
+    whole = pipeline.draw_points(record, 100, np.random.default_rng(0), shuffle=False)
+    np.testing.assert_array_equal(whole["xyz"], points)
+    some = pipeline.draw_points(record, 40, np.random.default_rng(0), shuffle=False)["xyz"][:, 0] // 3
+    assert len(set(some)) == 40
+
+
 def test_an_epoch_sees_every_shape_once(config):
     records, _ = sources.open_split("primitives/tiny", "train", config.data.data_dir)
     stream = pipeline.dataset(config)

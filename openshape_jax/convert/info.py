@@ -44,6 +44,7 @@ def _facts(weights: dict[str, Any], metadata: dict[str, Any], step: int) -> dict
         "CLIP target": metadata.get("text_space", recognise.UNKNOWN),
         "D": model["embed_dim"],
         "up": metadata["up"],
+        **({"mirrored": "yes: y and z were swapped in its training"} if metadata.get("mirrored") else {}),
         "colour": metadata["colour"],
         "trained on": ", ".join(metadata["trained_on"]),
         "version": metadata["version"],

@@ -108,11 +108,14 @@ def _identify(
         return model, None, metadata
     model, release = recognised(raw)
     model = recognise.sampling(model, release, given, raw.where)
+    axis = recognise.up_axis(model, release, up, raw.where)
     metadata = {
         "model": config_lib.to_dict(model),
         "text_space": recognise.text_space(model, release),
         "embed_dim": model.embed_dim,
-        "up": recognise.up_axis(model, release, up, raw.where),
+        "up": axis,
+        # OpenShape makes y-up data z-up by swapping y and z, which is a reflection (spec, section 4).
+        "mirrored": axis == "z",
         "colour": schema.COLOUR,
         "num_points": NUM_POINTS,
         "views": 1,

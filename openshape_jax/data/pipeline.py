@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator
 from typing import Any
 
 import numpy as np
 
 from openshape_jax.config import Config, DataConfig
-from openshape_jax.data import sources, targets
+from openshape_jax.data import mining, sources, targets
 
 
 def draw_points(
@@ -46,10 +47,12 @@ def _open(name: str, config: DataConfig) -> sources.Records:
 def dataset(config: Config, host: int = 0, hosts: int = 1) -> Any:
     """A grain MapDataset whose element `step` is this host's rows of the global batch of that step.
 
-    Rows: xyz, rgb (codes), text, has_text, text_id, text_ids, image, has_image.
+    Rows: xyz, rgb (codes), text, has_text, text_id, text_ids, image, has_image; with data.hard_negatives also
+    group, the same number for the members of a group.
 
     Raises:
-      sources.DatasetMissing: a data set is not built. ValueError: nothing to train on.
+      sources.DatasetMissing: a data set is not built. FileNotFoundError: no file of neighbours.
+      ValueError: nothing to train on, or no neighbours of it.
     """
     import grain
 
@@ -71,11 +74,38 @@ def dataset(config: Config, host: int = 0, hosts: int = 1) -> Any:
             **targets.choose(record, config.data, width, width, rng),
         }
 
+    def member(row: tuple[dict[str, Any], int], rng: np.random.Generator) -> dict[str, Any]:
+        return {**example(row[0], rng), "group": np.int32(row[1])}
+
     # Random choices come before the slice: they belong to the global stream, not to a host.
-    stream = mixed.seed(config.seed).random_map(example)
+    if config.data.hard_negatives:
+        stream = _mined(config, opened[0]).seed(config.seed).random_map(member)
+    else:
+        stream = mixed.seed(config.seed).random_map(example)
     if hosts > 1:
         stream = stream[host::hosts]
     return stream.batch(config.batch_size // hosts, drop_remainder=True)
+
+
+def _mined(config: Config, records: sources.Records) -> Any:
+    """A MapDataset of (record, group) rows: seeds in shuffled order, each followed by its group's members."""
+    import grain
+
+    size, batch_size = config.data.group_size, config.batch_size
+    salt = targets.text_hash(config.data.datasets[0])
+    groups = mining.Groups(mining.read(config.data.hard_negatives), sources.uids(records), size)
+    if short := groups.num_short():
+        print(
+            f"{short} of {len(records)} shapes have fewer than {size - 1} neighbours in the split "
+            f"{config.data.split!r}: shapes at random fill their groups."
+        )
+    seeds = grain.MapDataset.range(len(records)).seed(config.seed ^ salt)
+    drawn = seeds.shuffle().repeat(None).random_map(groups.draw)
+
+    def row(index: int) -> tuple[dict[str, Any], int]:
+        return records[int(drawn[index // size][index % size])], index % batch_size // size
+
+    return grain.MapDataset.range(sys.maxsize).map(row)
 
 
 def _check_width(name: str, record: dict[str, Any], width: int) -> None:
@@ -90,14 +120,22 @@ def _check_width(name: str, record: dict[str, Any], width: int) -> None:
 def batches(
     config: Config, first_step: int, host: int = 0, hosts: int = 1
 ) -> Generator[dict[str, np.ndarray]]:
-    """The host's batches of steps `first_step`, `first_step` + 1, ... without end, read ahead by a thread.
+    """The host's batches of steps `first_step`, `first_step` + 1, ... without end, read ahead.
 
-    Close the generator to stop its thread.
+    By a thread, or by `config.data.workers` processes, which make the same batches. Close the generator to
+    stop them.
     """
     import grain
+    from absl import flags
 
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=config.data.prefetch)
-    stream = iter(dataset(config, host, hosts)[first_step:].to_iter_dataset(options))
+    ahead = dataset(config, host, hosts)[first_step:].to_iter_dataset(options)
+    if config.data.workers:
+        if not flags.FLAGS.is_parsed():  # grain hands them to its workers
+            flags.FLAGS.mark_as_parsed()
+        each = max(config.data.prefetch // config.data.workers, 1)
+        ahead = ahead.mp_prefetch(grain.MultiprocessingOptions(config.data.workers, each))
+    stream = iter(ahead)
     try:
         yield from stream
     finally:
