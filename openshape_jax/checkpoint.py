@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import logging
+import os
+import re
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +22,9 @@ from absl import logging as absl_logging
 from openshape_jax.config import Config, ConfigError, difference, to_dict
 from openshape_jax.state import TrainState, evaluated
 
+# Files of orbax that log, traceback and all, a failed write that they also raise.
+REPEATERS = ("future.py", "async_checkpointer.py", "checkpoint_manager.py")
+
 
 class CheckpointError(RuntimeError):
     """No usable checkpoint, or one that could not be written; the message says what to do."""
@@ -27,9 +34,11 @@ class Checkpoints:
     """The checkpoints of a run directory: written in the background, complete or not there at all."""
 
     def __init__(self, workdir: str | Path, keep: int = 3):
+        _tell_failures_once()
         self.folder = Path(workdir).absolute() / "checkpoints"
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._writing: int | None = None  # the step whose write was left to the background
 
     def save(self, state: TrainState, metadata: dict[str, Any], wait: bool = False) -> None:
         """Writes `state` under its step; `metadata` (JSON types) describes the model.
@@ -37,6 +46,7 @@ class Checkpoints:
         Raises:
           CheckpointError: the disk is full or the folder cannot be written. Earlier checkpoints stay.
         """
+        self._finish()  # here and not in orbax, so that a failure is told of the step it belongs to
         step = int(state.step)
         weights = jax.tree.map(np.asarray, evaluated(state))
         scale = np.exp(np.asarray(state.params["logit_scale"], np.float64))
@@ -48,7 +58,24 @@ class Checkpoints:
         with self._explained(f"the checkpoint of step {step}"):
             if step not in self._manager.all_steps():
                 self._manager.save(step, args=args)
-            if wait:
+                self._writing = step
+        if wait:
+            self._finish()
+
+    def check(self) -> None:
+        """Nothing, in a few microseconds; to be called often, as nobody else looks before the next `save`.
+
+        Raises:
+          CheckpointError: the write in the background has failed.
+        """
+        if not self._manager.is_saving_in_progress():
+            self._finish()
+
+    def _finish(self) -> None:
+        """Waits for the write in the background, if there is one."""
+        step, self._writing = self._writing, None
+        if step is not None:
+            with self._explained(f"the checkpoint of step {step}"):
                 self._manager.wait_until_finished()
 
     @contextmanager
@@ -56,15 +83,13 @@ class Checkpoints:
         """Turns a failed write into a CheckpointError that says why and what to do."""
         try:
             yield
-        except (OSError, ValueError) as error:  # tensorstore reports a full disk as a ValueError
-            full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-            if isinstance(error, ValueError) and not full:
+        except (OSError, ValueError) as error:
+            if not (why := _why_unwritten(error)):
                 raise
-            why = "the disk is full" if full else str(error)
             raise CheckpointError(
                 f"{what} could not be written to {self.folder}: {why}. Earlier checkpoints "
-                f"({self._manager.all_steps() or 'none'}) are intact: free some space and start the same "
-                "command again."
+                f"({self._manager.all_steps() or 'none'}) are intact: make room or mend the folder, and "
+                "start the same command again."
             ) from error
 
     def restore(self, like: TrainState) -> TrainState | None:
@@ -141,8 +166,7 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for writes in progress and stops the background threads."""
         try:
-            with self._explained("the last checkpoint"):
-                self._manager.wait_until_finished()
+            self._finish()
         finally:
             with suppress(ValueError):  # the same failure again
                 self._manager.close()
@@ -159,6 +183,7 @@ def save_weights(
     Raises:
       CheckpointError: the disk is full or the folder cannot be written.
     """
+    _tell_failures_once()
     args = ocp.args.Composite(
         weights=ocp.args.PyTreeSave(_string_keys(dict(weights))), metadata=ocp.args.JsonSave(dict(metadata))
     )
@@ -166,15 +191,44 @@ def save_weights(
         with ocp.CheckpointManager(Path(folder).absolute() / "checkpoints") as manager:
             manager.save(step, args=args)
             manager.wait_until_finished()
-    except (OSError, ValueError) as error:  # as in Checkpoints._explained
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-        if isinstance(error, ValueError) and not full:
+    except (OSError, ValueError) as error:
+        if not (why := _why_unwritten(error)):
             raise
-        why = "the disk is full" if full else str(error)
         raise CheckpointError(
-            f"the model could not be written to {folder}: {why}. Nothing was kept of it: free some space and "
-            "start the same command again."
+            f"the model could not be written to {folder}: {why}. Nothing was kept of it: make room or mend "
+            "the folder, and start the same command again."
         ) from error
+
+
+def _why_unwritten(error: OSError | ValueError) -> str:
+    """Why a file could not be written; "" where the error is of another kind."""
+    # tensorstore tells the system's errors as a ValueError, their number in the text
+    told = re.search(r"os_error_code='(\d+)'", str(error))
+    number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+    if number == errno.ENOSPC or "No space left" in str(error):
+        return "the disk is full"
+    if isinstance(error, OSError):
+        return str(error)
+    return os.strerror(number) if number else ""
+
+
+@functools.cache
+def _tell_failures_once() -> None:
+    """Keeps orbax and tensorstore from printing a traceback a thread for a failed write that is raised here.
+
+    For the life of the process, as fragments of the checkpoint go on failing after the first has been raised.
+    """
+
+    def news(record: logging.LogRecord) -> bool:
+        return not (record.exc_info and "orbax" in record.pathname and record.filename in REPEATERS)
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        # tensorstore's threads report to the event loop that the first failure has closed
+        if unraisable.object is not None or str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    absl_logging.get_absl_logger().addFilter(news)
+    before, sys.unraisablehook = sys.unraisablehook, hook
 
 
 def load_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], int]:

@@ -71,7 +71,10 @@ def _run(config: Config, workdir: Path, again: str, stopped: Callable[[], str]) 
         print(f"{workdir} is finished ({first} steps); nothing to do")
         return workdir
 
-    evaluators = [ZeroShot(name, config.eval, config.data.data_dir) for name in config.eval.datasets]
+    evaluators = [
+        ZeroShot(name, config.eval, config.data.data_dir, config.model.embed_dim)
+        for name in config.eval.datasets
+    ]
     train_state = jax.jit(lambda: state.init(config), out_shardings=whole)()
     restored = saves.restore(train_state)
     checkpoint.claim_workdir(workdir, config)
@@ -108,14 +111,17 @@ def _loop(job: _Job, train_state: state.TrainState) -> state.TrainState:
     config = job.config
     first = int(train_state.step)
     hosts, host = jax.process_count(), jax.process_index()
-    started, counted = time.perf_counter(), first
+    started, counted, waited = time.perf_counter(), first, 0.0
     values: dict[str, Any] = {}
     with (
         closing(pipeline.batches(config, first, host, hosts)) as stream,
         tqdm(total=config.steps, initial=first, unit="step", desc="train", disable=host != 0) as bar,
     ):
         for step in range(first + 1, config.steps + 1):
-            batch = sharding.put_batch(next(stream), job.mesh)
+            asked = time.perf_counter()
+            rows = next(stream)
+            waited += time.perf_counter() - asked
+            batch = sharding.put_batch(rows, job.mesh)
             jax.block_until_ready(values)  # one step ahead of the device, so that the bar tells the truth
             train_state, values = job.step_fn(train_state, batch)
             bar.update()
@@ -123,16 +129,19 @@ def _loop(job: _Job, train_state: state.TrainState) -> state.TrainState:
                 scalars = {f"train/{k}": float(v) for k, v in values.items()}
                 now = time.perf_counter()
                 rate = (step - counted) * config.batch_size / (now - started)
-                started, counted = now, step
-                job.log.write(step, {**scalars, "train/shapes_per_s": rate})
+                # An upper bound of the devices' idle time: they are still at the step before.
+                share = waited / (now - started)
+                started, counted, waited = now, step, 0.0
+                job.log.write(step, {**scalars, "train/shapes_per_s": rate, "train/input_wait": share})
                 bar.set_postfix(loss=f"{scalars['train/loss']:.3f}", shapes_per_s=f"{rate:.0f}")
                 _check_finite(scalars, step)
+            job.saves.check()
             _stop_if_asked(job, train_state)
             if step % config.checkpoint_every == 0 or step == config.steps:
                 job.saves.save(train_state, describe(config), wait=step == config.steps)
             if config.eval.every and step % config.eval.every == 0 and step < config.steps:
                 _evaluate(job, train_state)
-                started, counted = time.perf_counter(), step
+                started, counted, waited = time.perf_counter(), step, 0.0
     return train_state
 
 
@@ -178,7 +187,7 @@ def _evaluate(job: _Job, train_state: state.TrainState, final: bool = False) -> 
         values = dict(evaluator.run(embed, job.workdir if final else None))
         job.log.write(int(train_state.step), values)
         top1 = ", ".join(f"{k.split('/')[1]} {v:.1%}" for k, v in values.items() if k.endswith("/top1"))
-        tqdm.write(f"step {int(train_state.step)}: zero-shot top-1 {top1}")
+        tqdm.write(f"step {int(train_state.step)}: top-1 {top1}")
 
 
 def _is_complete(config: Config, workdir: Path) -> bool:

@@ -1,6 +1,10 @@
 """Checkpoints that cannot be written, and metrics files that a crash cut."""
 
 import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +13,27 @@ from openshape_jax.config import Config, ModelConfig
 
 SMALL = ModelConfig(dim=8, depth=1, heads=1, mlp_dim=8, sa_dim=8, patches=4, nsample=4, embed_dim=8)
 METADATA = {"model": {}}
+# A limit of 64 KB a file stands for a full disk: writes fail in the threads of orbax and tensorstore alike.
+FAILING = """
+import dataclasses, resource, sys, time
+from openshape_jax import checkpoint, state
+from openshape_jax.config import Config, ModelConfig
+
+now = state.init(Config(model=ModelConfig(dim=96, depth=3, heads=3, mlp_dim=192, embed_dim=8)))
+saves = checkpoint.Checkpoints(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+for step in (0, 1, 2):
+    now = dataclasses.replace(now, step=step)
+    saves.save(now, {"model": {}})
+    deadline = time.time() + 60
+    try:
+        while time.time() < deadline:
+            saves.check()
+            time.sleep(0.01)
+    except checkpoint.CheckpointError as error:
+        print(error)
+saves.close()
+"""
 
 
 @pytest.mark.parametrize(
@@ -39,6 +64,25 @@ def test_a_full_disk_says_what_is_safe_and_what_to_do(tmp_path, monkeypatch, err
     assert step == 0
     assert metadata["logit_scale"] == pytest.approx(14.28, rel=1e-4)
     assert weights["encoder"]["sa"]["convs"][0]["kernel"].shape == (9, 64)
+
+
+def test_a_write_that_fails_in_the_background_is_told_soon_and_once(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", FAILING, tmp_path],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+    )
+    folder = tmp_path / "checkpoints"
+    said = [
+        f"the checkpoint of step {step} could not be written to {folder}: {os.strerror(errno.EFBIG)}. "
+        "Earlier checkpoints (none) are intact: make room or mend the folder, and start the same command "
+        "again."
+        for step in (0, 1, 2)
+    ]
+    assert done.stderr == ""  # neither a traceback of orbax nor one a fragment of tensorstore
+    assert done.stdout.splitlines() == said
+    assert done.returncode == 0
 
 
 def test_other_errors_are_not_hidden(tmp_path, monkeypatch):

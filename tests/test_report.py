@@ -13,7 +13,7 @@ from openshape_jax import config as config_lib
 from openshape_jax import render, train
 from openshape_jax.cli import main as cli
 from openshape_jax.data import sources
-from openshape_jax.evals import report, report_figures
+from openshape_jax.evals import report, report_about, report_figures, summary
 
 ROOT = Path(__file__).parent.parent
 SECTIONS = ("Results", "Training", "Gallery", "Confusions", "Map", "Search", "Configuration", "Attribution")
@@ -38,6 +38,20 @@ def page(run: Path) -> str:
 
 def rewritten(run: Path, data_dir=None) -> str:
     return report.write(run, data_dir).read_text()
+
+
+def test_what_training_named_is_not_called_zero_shot(run, copy, data_dir):
+    assert page(run).count(summary.HELD_OUT) == 2  # among its classes and among all LVIS names
+    assert "primitives/tiny: " + summary.HELD_OUT in summary.table(run)
+    assert "zero-shot" not in (page(run) + summary.table(run)).lower()
+    config = json.loads((copy / "config.json").read_text())
+    config["data"]["datasets"] = ["sweethome3d"]
+    (copy / "config.json").write_text(json.dumps(config))
+    text = rewritten(copy, data_dir)
+    assert text.count(summary.ZERO_SHOT) == 2
+    assert "primitives/tiny: " + summary.ZERO_SHOT in summary.table(copy)
+    assert summary.HELD_OUT not in text + summary.table(copy)
+    assert summary.kind("primitives/tiny", {"data": {"datasets": ["primitives"]}}) == summary.HELD_OUT
 
 
 class Tags(HTMLParser):
@@ -75,6 +89,8 @@ def test_training_writes_the_report_with_every_section(run):
     assert "CC0-1.0" in text
     assert "optim.learning_rate" in text
     assert ">32</b><span>shapes seen" in text  # 4 steps of 8
+    assert "The 249 synthetic shapes of <code>primitives/tiny</code> are this package's own" in text
+    assert "with thanks" not in text
     assert 'class="missing"' not in text
 
 
@@ -199,6 +215,25 @@ def test_command(run, data_dir, tmp_path, capsys):
     with pytest.raises(SystemExit) as done:
         cli.main(["report", str(tmp_path)])
     assert "is damaged" in str(done.value.code)
+
+
+def test_attribution_counts_other_peoples_models_only():
+    made = {"creator": "openshape_jax", "license": "CC0-1.0", "library": "primitives", "count": 3498}
+    found = [
+        {"creator": "A", "license": "CC0-1.0", "library": "L", "count": 2, "dataset": "sweethome3d"},
+        {"creator": "B", "license": "CC-BY-3.0", "library": "L", "count": 5, "dataset": "sweethome3d"},
+    ]
+    text = report_about.attribution(report.Credits([*found, {**made, "dataset": "primitives"}]))
+    assert "the work of 2 creators, with thanks: 5 under" in text
+    assert ", 2 under" in text
+    assert "<td>openshape_jax</td>" not in text
+    assert "The 3,498 synthetic shapes of <code>primitives</code> are this package's own" in text
+    assert "synthetic" not in report_about.attribution(report.Credits(found))
+    Tags(text)
+    only = report_about.attribution(report.Credits([{**made, "dataset": "primitives"}], "Not found: x."))
+    assert "creators, with thanks" not in only
+    assert '<p class="missing">Not found: x.</p>' in only
+    assert "name no creators" in report_about.attribution(report.Credits())
 
 
 def embedded(n: int = 60, classes: int = 10, noise: float = 0.1, seed: int = 0) -> report.Embedded:

@@ -87,33 +87,82 @@ def test_manual_directory_with_libraries_or_package(
     assert found == [downloads.manual / "Own.sh3f"]
 
 
+@pytest.fixture
+def apt_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """apt's folder of package indices as it stands before the first update."""
+    lists = tmp_path / "lists"
+    for name in ("partial", "auxfiles"):
+        (lists / name).mkdir(parents=True)
+    (lists / "lock").touch()
+    monkeypatch.setattr(libraries, "APT_LISTS", lists)
+    return lists
+
+
+def fake_apt(programs: Path, index: Path, packages: Path) -> Path:
+    """Programs of apt that know the package once `index` is there, as after an update; gives their log."""
+    log = programs / "log"
+    program(
+        programs, "apt-cache", f'[ -e {index} ] && echo "  Candidate: 1.8-1" || echo "  Candidate: (none)"'
+    )
+    program(
+        programs,
+        "apt-get",
+        f'echo "$@" >> {log}\ncase "$*" in *update) touch {index};; *) cp {packages}/a.deb x.deb;; esac',
+    )
+    return log
+
+
+@pytest.mark.parametrize("root", [True, False])
 @pytest.mark.parametrize("indexed", [True, False])
-def test_apt_without_root(
-    nothing: Path, downloads: Downloads, tmp_path: Path, indexed: bool, monkeypatch: pytest.MonkeyPatch
+def test_apt_updates_a_missing_index_as_root_only(
+    nothing: Path,
+    downloads: Downloads,
+    tmp_path: Path,
+    apt_lists: Path,
+    root: bool,
+    indexed: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(libraries.os, "geteuid", lambda: 0 if root else 1000)
     library = make_library(tmp_path / "made" / "A.sh3f", MODELS, "x")
     make_deb(tmp_path / "a.deb", library, nothing)
-    monkeypatch.setattr(libraries, "APT_LISTS", tmp_path / "lists_of_root")
-    log, index = tmp_path / "log", tmp_path / "index"
+    index = apt_lists / "deb.debian.org_debian_dists_bookworm_main_binary-amd64_Packages.lz4"
+    log = fake_apt(nothing, index, tmp_path)
     if indexed:
         index.touch()
-    program(
-        nothing, "apt-cache", f'[ -e {index} ] && echo "  Candidate: 1.8-1" || echo "  Candidate: (none)"'
-    )
-    program(
-        nothing,
-        "apt-get",
-        f'echo "$@" >> {log}\ncase "$*" in *update) touch {index};; *) cp {tmp_path}/a.deb x.deb;; esac',
-    )
     said: list[str] = []
+    if not indexed and not root:
+        with pytest.raises(
+            tfds_builders.SourceNotFound, match=r"no package index, and only root .*\n.*upstream"
+        ):
+            libraries.find(downloads, said.append, tmp_path / "none")
+        assert not log.exists()
+        return
     found, source = libraries.find(downloads, said.append, tmp_path / "none")
     assert source.startswith("apt-get download") and found[0].read_bytes() == library.read_bytes()
-    calls = log.read_text().splitlines()
-    assert len(calls) == (1 if indexed else 2) and calls[-1].endswith("download sweethome3d-furniture")
-    assert indexed or all("Dir::State::lists=" in call for call in calls)
+    assert log.read_text().splitlines() == ["update"] * (not indexed) + ["download sweethome3d-furniture"]
+    assert ("the package index is missing: apt-get update ..." in said) is not indexed
     assert [p.name for p in (tmp_path / "dl").iterdir()] == ["sweethome3d"]  # the package itself is gone
     # the next build finds what was fetched
     assert libraries.find(downloads)[1].startswith("earlier download")
+
+
+def test_apt_whose_index_lacks_the_package_is_left_alone(
+    nothing: Path, downloads: Downloads, tmp_path: Path, apt_lists: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(libraries.os, "geteuid", lambda: 0)
+    (apt_lists / "archive.ubuntu.com_ubuntu_dists_noble_InRelease").touch()
+    log = fake_apt(nothing, tmp_path / "never", tmp_path)
+    with pytest.raises(
+        tfds_builders.SourceNotFound, match=r"index has no such package.*\n.*upstream.*Connection"
+    ):
+        libraries.find(downloads)
+    assert not log.exists()
+    library = make_library(tmp_path / "made" / "A.sh3f", MODELS, "x")
+    downloads.archive = tmp_path / "up.zip"
+    with zipfile.ZipFile(downloads.archive, "w") as archive:
+        archive.write(library, "3DModels-1.8/A.sh3f")
+    assert libraries.find(downloads)[1].startswith("upstream")
 
 
 def test_apt_that_fails_and_a_damaged_package(nothing: Path, downloads: Downloads, tmp_path: Path) -> None:

@@ -191,6 +191,24 @@ def test_a_signal_before_the_first_step_and_one_in_the_evaluation(data_dir, fini
         assert losses(workdir) == losses(finished)
 
 
+def test_a_write_that_fails_in_the_background_stops_the_run_at_the_next_step(data_dir, tmp_path, monkeypatch):
+    def failed(self):
+        if self._writing is not None:
+            raise checkpoint.CheckpointError(f"step {self._writing} failed")
+
+    def make_step(_config):  # compiles at once
+        return lambda now, _batch: (
+            dataclasses.replace(now, step=now.step + 1),
+            {"loss": now.step * 0.1, "grad_norm": 1.0},
+        )
+
+    monkeypatch.setattr(state, "make_train_step", make_step)
+    monkeypatch.setattr(checkpoint.Checkpoints, "check", failed)
+    with pytest.raises(checkpoint.CheckpointError, match="step 3 failed"):
+        train.run(small(data_dir, "checkpoint_every=3", "eval.datasets="), tmp_path / "run")
+    assert len(losses(tmp_path / "run")) == 4  # and not 6, when the next checkpoint is due
+
+
 def test_missing_data_set_writes_nothing(tmp_path):
     with pytest.raises(sources.DatasetMissing, match="openshape data build primitives/tiny"):
         train.run(small(str(tmp_path / "nowhere")), tmp_path / "run")

@@ -54,7 +54,12 @@ class Result:
     @property
     def dataset(self) -> str:
         """The evaluated data set."""
-        return str(self.values.get("dataset") or self.name.split("_lvis")[0])
+        return str(self.values.get("dataset") or self.name.removesuffix("_lvis"))
+
+    @property
+    def over_lvis(self) -> bool:
+        """Whether the names of LVIS were told apart, not the data set's classes ("objaverse_lvis" has its own)."""
+        return self.name == self.dataset.replace("/", "_") + "_lvis"
 
 
 @dataclass
@@ -197,7 +202,7 @@ def _read_results(workdir: Path, config: dict[str, Any]) -> Iterable[Result]:
     wanted = [str(n).replace("/", "_") for n in (config.get("eval") or {}).get("datasets", [])]
 
     def place(path: Path) -> tuple[int, bool, str]:
-        base = path.stem.split("_lvis")[0]
+        base = path.stem if path.stem in wanted else path.stem.removesuffix("_lvis")
         return (wanted.index(base) if base in wanted else len(wanted), path.stem != base, path.stem)
 
     for path in sorted((workdir / "eval").glob("*.json"), key=place):

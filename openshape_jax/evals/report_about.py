@@ -7,7 +7,7 @@ import os
 import platform
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ LICENCES = {
     "CC-BY-3.0-US": "https://creativecommons.org/licenses/by/3.0/us/",
     "CC-BY-4.0": "https://creativecommons.org/licenses/by/4.0/",
 }
+OURS = "openshape_jax"  # the creator in data sets that this package makes; nobody to thank
 esc = html.escape
 
 
@@ -87,13 +88,17 @@ def _versions() -> list[tuple[str, str]]:
 
 
 def attribution(credits: Credits) -> str:
-    """Every creator with licence and number of models, and the source of the text vectors."""
+    """Every creator but ourselves with licence and number of models, and the source of the text vectors."""
     notice = " ".join((resources.files("openshape_jax") / "assets" / "NOTICE").read_text().split())
     words = f"<h3>Words</h3><p>{esc(notice)}</p>"
-    if not credits.entries:
-        return f'<p class="missing">{esc(credits.problem or "The data sets name no creators.")}</p>' + words
+    ours = [entry for entry in credits.entries if entry.get("creator") == OURS]
+    theirs = [entry for entry in credits.entries if entry.get("creator") != OURS]
+    own = _own(ours) if ours else ""
+    if not theirs:
+        gap = credits.problem or ("" if ours else "The data sets name no creators.")
+        return own + (f'<p class="missing">{esc(gap)}</p>' if gap else "") + words
     groups: dict[tuple[str, ...], int] = {}
-    for entry in credits.entries:
+    for entry in theirs:
         key = tuple(str(entry.get(k) or "not named") for k in ("creator", "license", "library", "dataset"))
         groups[key] = groups.get(key, 0) + int(entry.get("count") or 0)
     rows = sorted(groups.items(), key=lambda item: (-item[1], item[0][0].lower()))
@@ -109,11 +114,22 @@ def attribution(credits: Credits) -> str:
     return (
         f"<p>The models are the work of {makers:,} creators, with thanks: {summary}. For this run each was "
         "turned into a cloud of coloured points, centred and scaled. The icons are the catalogues' own.</p>"
+        + own
         + (f'<p class="missing">{esc(credits.problem)}</p>' if credits.problem else "")
         + '<h3>Models</h3><div class="credits" tabindex="0" role="region" aria-label="creators"><table><thead><tr>'
         '<th>creator</th><th class="n">models</th><th>licence</th><th>library</th><th>data set</th></tr></thead>'
         f"<tbody>{table}</tbody></table></div>{words}"
     )
+
+
+def _own(entries: Sequence[Mapping[str, Any]]) -> str:
+    """One sentence on the shapes that this package made itself."""
+    count = sum(int(entry.get("count") or 0) for entry in entries)
+    names = ", ".join(f"<code>{esc(str(entry['dataset']))}</code>" for entry in entries)
+    licences = ", ".join(
+        sorted({_licence(str(entry.get("license") or "no licence named")) for entry in entries})
+    )
+    return f"<p>The {count:,} synthetic shapes of {names} are this package's own ({licences}).</p>"
 
 
 def _licence(name: str) -> str:

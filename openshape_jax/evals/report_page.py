@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from openshape_jax.evals import report_about
+from openshape_jax.evals import report_about, summary
 from openshape_jax.evals import report_figures as figures
 from openshape_jax.evals.report import Choice, Credits, Embedded, Result, Shapes
 
@@ -106,21 +106,21 @@ def _percent(share: float) -> str:
 def _results(
     results: Sequence[Result], lines: Sequence[Mapping[str, float]], config: Mapping[str, Any]
 ) -> str:
-    panels = "".join(_panel(r) for r in results if r.values)
+    panels = "".join(_panel(r, summary.kind(r.dataset, config)) for r in results if r.values)
     problems = "".join(_missing(f"{r.name}: {r.problem}") for r in results if r.problem)
     if not panels:
         panels = _missing("No evaluation has been written yet; let the run finish.")
     tiles = "".join(f'<div class="tile"><b>{b}</b><span>{s}</span></div>' for b, s in _effort(lines, config))
     return (
-        "<p>Zero-shot classification: the model never saw these shapes and has no output per class. Its answer is "
-        "the class whose name lies nearest. <b>Top-3</b> counts an answer as right if the true class is among the "
+        "<p>Classification by words: the model never saw these shapes and has no output per class. Its answer is "
+        "the class whose text vector lies nearest. <b>Top-3</b> counts an answer as right if the true class is among the "
         "three nearest; <b>mean class</b> averages over classes, so that frequent ones do not dominate. The dark "
         f'tick on each bar is what guessing would reach.</p>{problems}<div class="panels">{panels}</div>'
         f'<div class="tiles">{tiles}</div>'
     )
 
 
-def _panel(result: Result) -> str:
+def _panel(result: Result, kind: str) -> str:
     v = result.values
     shapes, classes = int(v.get("num_shapes", 0)), max(int(v.get("num_classes", 1)), 1)
     rows = []
@@ -144,14 +144,15 @@ def _panel(result: Result) -> str:
         if result.embedded is not None:
             most = Counter(result.embedded.label.tolist()).most_common(1)[0][1] / shapes
             note += f" Always answering the most frequent class would reach {most:.1%}."
-    lvis = result.name.endswith("_lvis")
-    title = f"All {classes:,} names of LVIS" if lvis else f"The {classes:,} classes present"
-    hint = (
-        "only shapes whose class is an LVIS name count" if lvis else "every class that a held-out shape has"
-    )
+    title, hint = f"The {classes:,} classes present", "every class that one of them has"
+    if result.over_lvis:
+        title, hint = f"All {classes:,} names of LVIS", "only shapes whose class is an LVIS name count"
+    elif v.get("class_vectors") == "data set":
+        title, hint = f"The {classes:,} classes of the data set", "their text vectors are the data set's own"
+    split = f" of the split <code>{esc(str(v['split']))}</code>" if "split" in v else ""
     return (
-        f'<div class="panel"><h3>{title}</h3><p class="soft"><code>{esc(result.name)}</code> · {shapes:,} held-out '
-        f'shapes · {hint}</p><table class="bars">{"".join(rows)}</table><p class="soft">{note}</p></div>'
+        f'<div class="panel"><h3>{title}</h3><p class="soft"><code>{esc(result.name)}</code> · {shapes:,} shapes{split} · '
+        f'{kind} · {hint}</p><table class="bars">{"".join(rows)}</table><p class="soft">{note}</p></div>'
     )
 
 

@@ -32,7 +32,8 @@ def find(
     """(the .sh3f libraries sorted by name, where they come from in words).
 
     The sources in order: the installed package, TFDS's manual directory (.sh3f files or the .deb), what an
-    earlier build fetched, `apt-get download`, the upstream archive. Nothing needs root.
+    earlier build fetched, `apt-get download`, the upstream archive. Nothing needs root, but only root fetches
+    a package index that is missing.
 
     Args:
       dl_manager: of TFDS; gives the manual directory, the download directory and the download itself.
@@ -132,26 +133,24 @@ def _run(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def _apt(cache: Path, say: Callable[[str], None]) -> list[Path]:
-    """Fetches the package with apt's own configuration; a private index where there is none yet."""
+    """Fetches the package with apt's own configuration, and its package index where there is none yet."""
     if shutil.which("apt-get") is None or shutil.which("apt-cache") is None:
         raise _Missing("apt is not installed here")
     folder = cache.with_name(cache.name + "_apt")
     folder.mkdir(parents=True, exist_ok=True)
-    options: list[str] = []
-    if not _has_candidate(options, folder):
-        if not os.access(APT_LISTS, os.W_OK):  # without root: an index of our own
-            for name in ("lists/partial", "archives/partial"):
-                (folder / name).mkdir(parents=True, exist_ok=True)
-            private = {"Dir::State::lists": folder / "lists", "Dir::Cache": folder}
-            options = [word for key, value in private.items() for word in ("-o", f"{key}={value}")]
+    if not _has_candidate(folder):
+        if _has_index():  # how old it may be is the owner's choice
+            raise _Missing("apt's package index has no such package; `apt-get update` renews it")
+        if os.geteuid() != 0:
+            raise _Missing("apt has no package index, and only root can fetch it: `sudo apt-get update`")
         say("the package index is missing: apt-get update ...")
-        update = _run(["apt-get", *options, "update"], folder)
-        if not _has_candidate(options, folder):
-            raise _Missing(f"the package is not in apt's index; apt-get update: {_last_line(update)}")
+        update = _run(["apt-get", "update"], folder)
+        if not _has_candidate(folder):
+            raise _Missing(f"the package is not in the index that apt-get update left: {_last_line(update)}")
     say(f"apt-get download {PACKAGE} (120 MB) ...")
     for old in folder.glob("*.deb"):
         old.unlink()
-    result = _run(["apt-get", *options, "download", PACKAGE], folder)
+    result = _run(["apt-get", "download", PACKAGE], folder)
     debs = list(folder.glob("*.deb"))
     if result.returncode or not debs:
         raise _Missing(_last_line(result))
@@ -160,8 +159,14 @@ def _apt(cache: Path, say: Callable[[str], None]) -> list[Path]:
     return found
 
 
-def _has_candidate(options: list[str], cwd: Path) -> bool:
-    policy = _run(["apt-cache", *options, "policy", PACKAGE], cwd).stdout
+def _has_index() -> bool:
+    """Whether apt has ever read a package index; it keeps three entries of its own beside it."""
+    own = ("lock", "partial", "auxfiles")
+    return APT_LISTS.is_dir() and any(entry.name not in own for entry in APT_LISTS.iterdir())
+
+
+def _has_candidate(cwd: Path) -> bool:
+    policy = _run(["apt-cache", "policy", PACKAGE], cwd).stdout
     return any(line.strip().startswith("Candidate:") and "(none)" not in line for line in policy.splitlines())
 
 
