@@ -43,6 +43,8 @@ setup(
         "pillow>=11",
         "matplotlib>=3.9",
         "tqdm>=4.66",
+        "tenacity>=9",
+        "h5py>=3.11",  # ScanObjectNN's files; 5 MB
         "tensorboardX>=2.6",
     ],
     extras_require={

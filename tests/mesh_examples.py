@@ -100,7 +100,9 @@ MODELS = {  # id -> properties beside the usual ones
 }
 
 
-def make_library(path: Path, models: dict[str, dict[str, str]], license_: str) -> Path:
+def make_library(
+    path: Path, models: dict[str, dict[str, str]], license_: str, properties: str = catalogue.PROPERTIES
+) -> Path:
     lines = ["# a comment", f"license={license_}", "provider=tests"]
     for i, (uid, given) in enumerate(models.items(), 1):
         values = {"id": uid, "category": "Office", "tags": "Seat,  Test", "icon": "/lib/icon.png"}
@@ -108,7 +110,7 @@ def make_library(path: Path, models: dict[str, dict[str, str]], license_: str) -
         lines += [f"{key}#{i}={value}" for key, value in values.items()]
     path.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(catalogue.PROPERTIES, "\r\n".join(lines).encode("latin-1"))
+        archive.writestr(properties, "\r\n".join(lines).encode("latin-1"))
         archive.writestr("lib/box.obj", BOX)
         archive.writestr("lib/box.mtl", MTL)
         archive.writestr("lib/broken.obj", "v 0 0 0\nf 1 1 2\n")

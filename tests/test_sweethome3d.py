@@ -50,13 +50,15 @@ def labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An installed package with two libraries; an id occurs in both."""
+    """Installed packages: two libraries, an id of which occurs in both, and the program with its own."""
     folder = tmp_path / "share"
     make_library(folder / "furniture" / "A.sh3f", MODELS, "Public domain")
     make_library(
         folder / "furniture" / "B.sh3f", {"Lib#twice": {"name": "Two"}}, "Creative Commons Attribution 3.0"
     )
-    monkeypatch.setattr(libraries.find, "__defaults__", (print, folder))
+    own = {"Own#desk": {"name": "Desk"}}
+    make_library(folder / "sweethome3d.jar", own, "", catalogue.OWN_PROPERTIES)
+    monkeypatch.setattr(libraries.find, "__defaults__", (libraries.FURNITURE, print, folder))
     return folder
 
 
@@ -88,17 +90,20 @@ def test_build_end_to_end(
 ) -> None:
     assert build(tmp_path / "data") == 0
     said = capsys.readouterr().out
-    assert "train 4, test 1" in said and "skipped: 2" in said and "Lib#broken: lib/broken.obj" in said
+    assert "train 5, test 1" in said and "skipped: 2" in said and "Lib#broken: lib/broken.obj" in said
     folder = sources.find("sweethome3d", tmp_path / "data")
     rejects = [json.loads(line) for line in (folder / "rejects.jsonl").read_text().splitlines()]
     assert {r["uid"] for r in rejects} == {"Lib#broken", "Lib#missing"}
 
     train, test = (records(tmp_path / "data", split) for split in ("train", "test"))
-    assert set(train) == {"Lib#chair", "Lib#turned", "A#4", "B#1"} and set(test) == {"Lib#stretched"}
+    assert set(train) == {"Lib#chair", "Lib#turned", "A#4", "B#1", "Own#desk"} and set(test) == {
+        "Lib#stretched"
+    }
     chair = train["Lib#chair"]
     assert [chair[k] for k in ("name", "label", "category", "tags", "creator", "license")] == [
         "Chair", "chair", "Office", "Seat, Test", "Ann", "CC0-1.0",
     ]  # fmt: skip
+    assert train["Own#desk"]["license"] == "GPL-2.0-or-later"
     assert train["B#1"]["license"] == "CC-BY-3.0" and test["Lib#stretched"]["name"] == "Château: big"
     assert Image.open(io.BytesIO(chair["icon"])).size == (64, 64)
 
@@ -121,9 +126,9 @@ def test_build_end_to_end(
     assert {"creator": "Ann", "license": "CC-BY-3.0", "library": "B", "count": 1} in info.metadata[
         "attribution"
     ]
-    assert sum(a["count"] for a in info.metadata["attribution"]) == 7
+    assert sum(a["count"] for a in info.metadata["attribution"]) == 8
     size = sum(p.stat().st_size for p in folder.glob("*.array_record*"))
-    assert size / 5 < 100_000
+    assert size / 6 < 100_000
 
     # a second call finds it, and says so
     capsys.readouterr()
@@ -201,7 +206,7 @@ def test_a_file_that_is_no_library_is_named(tmp_path: Path) -> None:
 def test_the_shipped_labels_fit_the_vocabulary() -> None:
     words = vocabulary.load()
     labels = builder.read_labels()
-    assert len(labels) == 820
+    assert len(labels) == 920
     by_class: dict[str, list[str]] = {}
     for label in labels.values():
         if label.key:
@@ -274,7 +279,7 @@ def test_an_interrupted_build_leaves_nothing_that_looks_complete(
     assert not list((tmp_path / "data").rglob("dataset_info.json"))
     with pytest.raises(sources.DatasetMissing):
         sources.find("sweethome3d", tmp_path / "data")
-    assert build(tmp_path / "data") == 0 and len(records(tmp_path / "data", "train")) == 4
+    assert build(tmp_path / "data") == 0 and len(records(tmp_path / "data", "train")) == 5
 
 
 def test_leftovers_of_a_killed_build_are_removed(tmp_path: Path, installed: Path, labels: Path) -> None:

@@ -21,7 +21,9 @@ def nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     bin_ = tmp_path / "bin"
     bin_.mkdir()
     monkeypatch.setenv("PATH", str(bin_))
-    monkeypatch.setattr(libraries.find, "__defaults__", (print, tmp_path / "not_installed"))
+    monkeypatch.setattr(
+        libraries.find, "__defaults__", (libraries.FURNITURE, print, tmp_path / "not_installed")
+    )
     return bin_
 
 
@@ -135,10 +137,10 @@ def test_apt_updates_a_missing_index_as_root_only(
         with pytest.raises(
             tfds_builders.SourceNotFound, match=r"no package index, and only root .*\n.*upstream"
         ):
-            libraries.find(downloads, said.append, tmp_path / "none")
+            libraries.find(downloads, libraries.FURNITURE, said.append, tmp_path / "none")
         assert not log.exists()
         return
-    found, source = libraries.find(downloads, said.append, tmp_path / "none")
+    found, source = libraries.find(downloads, libraries.FURNITURE, said.append, tmp_path / "none")
     assert source.startswith("apt-get download") and found[0].read_bytes() == library.read_bytes()
     assert log.read_text().splitlines() == ["update"] * (not indexed) + ["download sweethome3d-furniture"]
     assert ("the package index is missing: apt-get update ..." in said) is not indexed

@@ -14,6 +14,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from openshape_jax.data import schema, vocabulary
+from tfds_builders import SourceNotFound
 from tfds_builders.sweethome3d import catalogue, libraries
 
 LABELS = Path(__file__).with_name("labels.csv")
@@ -86,7 +87,8 @@ class Sweethome3d(tfds.core.GeneratorBasedBuilder):
     RELEASE_NOTES = {  # noqa: RUF012 - TFDS's way
         "1.0.0": "The five libraries of release 1.8: 820 models.",
         "1.1.0": "Classes and captions of 31 models corrected by eye.",
-        "1.2.0": "Records with room for prompt-averaged text features and kinds of images; more synonyms.",
+        "1.2.0": "Also the program's own catalogue: 920 models. Records with room for prompt-averaged text "
+        "features and kinds of images; synonyms and captions of every model.",
     }
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         "Only where neither apt nor the network can be reached: put the .sh3f libraries of Sweet Home 3D, or "
@@ -98,10 +100,10 @@ class Sweethome3d(tfds.core.GeneratorBasedBuilder):
         keys = {label.key for label in read_labels().values() if label.key}
         return tfds.core.DatasetInfo(
             builder=self,
-            description="820 coloured, named 3D models of furniture, people, plants and vehicles as points.",
+            description="920 coloured, named 3D models of furniture, people, plants and vehicles as points.",
             features=schema.features(text_dim=TEXT_DIM),
             homepage="https://www.sweethome3d.com/freeModels.jsp",
-            license="CC0-1.0, CC-BY-3.0 or CC-BY-3.0-US, model by model: see `license` and `creator`.",
+            license="CC0-1.0, CC-BY-3.0, CC-BY-3.0-US or GPL-2.0-or-later: see `license` and `creator`.",
             metadata=tfds.core.MetadataDict(
                 classes=sorted({words.names[words.lookup(key)] for key in keys}),
                 text_space=vocabulary.TEXT_SPACE,
@@ -120,6 +122,12 @@ class Sweethome3d(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
         paths, source = libraries.find(dl_manager)
         print(f"{len(paths)} libraries from {source}: {', '.join(p.stem for p in paths)}")
+        try:
+            program, where = libraries.find(dl_manager, libraries.PROGRAM)
+            print(f"the program's own catalogue from {where}")
+            paths = [*paths, *program]
+        except SourceNotFound as error:
+            print(f"WITHOUT the program's own catalogue (100 of the training models): {error}")
         entries = catalogue.read_all(paths)
         self._metadata.update(
             source=f"Sweet Home 3D furniture libraries, {source.partition(' (')[0]}",

@@ -18,6 +18,9 @@ from openshape_jax.mesh_files import ZipFiles, read_obj_in_zip
 from openshape_jax.mesh_sampling import Part, decode_image, sample
 
 PROPERTIES = "PluginFurnitureCatalog.properties"
+# The catalogue inside the program itself, sweethome3d.jar; the licence is the program's (its Debian copyright).
+OWN_PROPERTIES = "com/eteks/sweethome3d/io/DefaultFurnitureCatalog.properties"
+OWN_LICENSE = "GPL-2.0-or-later"
 ICON_SIDE = 128  # largest icon that is stored, in pixels
 
 
@@ -95,14 +98,16 @@ def read_catalogue(path: Path) -> list[Entry]:
     Raises:
       ValueError: the file is no library; the message names it.
     """
+    own = path.suffix == ".jar"
+    properties = OWN_PROPERTIES if own else PROPERTIES
     try:
         with zipfile.ZipFile(path) as archive:
-            values = parse_properties(archive.read(PROPERTIES))
+            values = parse_properties(archive.read(properties))
     except (zipfile.BadZipFile, KeyError, zlib.error, EOFError) as error:
         raise ValueError(
-            f"{path}: it is no furniture library with {PROPERTIES} ({error}); fetch it again."
+            f"{path}: it is no furniture library with {properties} ({error}); fetch it again."
         ) from error
-    license_ = license_name(values.get("license", ""))
+    license_ = OWN_LICENSE if own else license_name(values.get("license", ""))
     numbers = sorted(int(key[5:]) for key in values if re.fullmatch(r"name#\d+", key))
     entries = []
     for i in numbers:
