@@ -9,6 +9,7 @@ scope: dict[str, str] = {}
 exec((here / "openshape_jax" / "version.py").read_text(), scope)
 
 JAX = "jax{extra}>=0.10,<0.13"
+BEAM = "apache-beam>=2.77,<3"  # the first version that was tried beside protobuf 6 and NumPy 2.4
 
 setup(
     name="openshape_jax",
@@ -55,7 +56,9 @@ setup(
             "ruff==0.17.6",
             "pyright[nodejs]>=1.1.400",
             "scikit-learn>=1.5",
+            BEAM,
         ],
+        "beam": [BEAM],  # builds data sets on a cluster: tfds_builders/README.md
         "cuda": [JAX.format(extra="[cuda13]")],
         "tpu": [JAX.format(extra="[tpu]")],
         "tpu-dryrun": [JAX.format(extra="[tpu]")],  # libtpu compiles for TPUs on machines without one

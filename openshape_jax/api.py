@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from openshape_jax import checkpoint, config, state
+from openshape_jax import checkpoint, config, sharding, state
 from openshape_jax.data import schema, vocabulary
 
 BATCH = 32  # most clouds embedded at once
@@ -121,10 +121,29 @@ class Model:
         text = vocabulary.load().encode(list(labels), centred=space == vocabulary.TEXT_SPACE)
         return self.metadata["logit_scale"] * embeddings @ text.T
 
-    def embed_stored(self, xyz: np.ndarray, rgb: np.ndarray) -> jax.Array:
-        """(B, D) unit vectors, on the device, of points (B, N, 3) as data sets store them: z-up codes."""
-        turned = self._turned(schema.dequantize_xyz(xyz), "z")
-        return self._embed(self._weights, turned, rgb.astype(np.float32) / np.float32(255))
+    def embed_stored(
+        self,
+        xyz: np.ndarray,
+        rgb: np.ndarray,
+        count: np.ndarray | None = None,
+        mesh: jax.sharding.Mesh | None = None,
+    ) -> jax.Array:
+        """(B, D) unit vectors, on the device, of points (B, N, 3) as data sets store them: z-up codes.
+
+        Args:
+          count: (B,) points of each cloud, where the rest repeats them in order; None: all N.
+          mesh: rows are split over its devices, whose number must divide B; None: one device.
+        """
+        batch = {
+            "xyz": self._turned(schema.dequantize_xyz(xyz), "z"),
+            "rgb": rgb.astype(np.float32) / np.float32(255),
+        }
+        if count is not None:
+            batch["count"] = np.asarray(count, np.int32)
+        if mesh is not None:
+            self._weights = jax.device_put(self._weights, sharding.replicated(mesh))  # only the first time
+            batch = sharding.put_batch(batch, mesh)
+        return self._embed(self._weights, *batch.values())
 
     def _turned(self, xyz: np.ndarray, up: str) -> np.ndarray:
         """(..., 3) coordinates as the model's training data had them, of coordinates with `up` up."""

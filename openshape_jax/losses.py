@@ -18,6 +18,7 @@ def contrastive(
     logit_scale: Float[Array, ""],
     has_target: Bool[Array, B] | None = None,
     positives: Bool[Array, "B B"] | None = None,
+    ignored: Bool[Array, "B B"] | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """(loss, accuracy): the mean of the shape-to-target and target-to-shape cross-entropies.
 
@@ -30,13 +31,16 @@ def contrastive(
       logit_scale: the factor on cosines, exp of the learnt parameter.
       has_target: (B,) rows that take part; None: all.
       positives: (B, B), [i, j] true where target j also describes shape i; the diagonal is implied.
+      ignored: (B, B), [i, j] true where target j is no negative of shape i, in either direction; a positive
+        stays one. None: every other pair is a negative.
     """
     b = shape_emb.shape[0]
     has = jnp.ones(b, bool) if has_target is None else has_target
     logits = logit_scale * normalize(shape_emb) @ normalize(target).T
     wanted = jnp.eye(b, dtype=bool) if positives is None else positives | jnp.eye(b, dtype=bool)
     pair = has[:, None] & has[None, :]
-    logits = jnp.where(pair, logits, -jnp.inf)
+    kept = pair if ignored is None else pair & (wanted | ~ignored)
+    logits = jnp.where(kept, logits, -jnp.inf)
     wanted = wanted & pair
     count = jnp.maximum(has.sum(), 1)
 
@@ -60,3 +64,26 @@ def shared_text(text_id: Int[Array, B], text_ids: Int[Array, "B T"]) -> Bool[Arr
       text_ids: (B, T) ids of all texts of a shape, padded with -1.
     """
     return ((text_ids[:, :, None] == text_id[None, None, :]) & (text_id >= 0)).any(1)
+
+
+def false_negatives(
+    image: Float[Array, "B D"],
+    text: Float[Array, "B D"],
+    has_both: Bool[Array, B],
+    group: Int[Array, B],
+    margin: float,
+) -> Bool[Array, "B B"]:
+    """[i, j] true where shape j, of the group of shape i, probably is no negative: its text fits i's image.
+
+    That is cos(image_i, text_i) - cos(image_i, text_j) <= margin (arXiv 2305.10764, "hard negative mining"),
+    the same pairs for texts and images. A pair in which a shape lacks an image or a text stays a negative:
+    nothing is known of it. Departure: the authors' code multiplies such logits by 0 instead of leaving them
+    out, and fails where a text is missing.
+
+    Args:
+      image, text: (B, D) targets, any length. has_both: (B,) shapes with both. group: (B,) ids of groups.
+    """
+    sims = jnp.matmul(normalize(image), normalize(text).T, precision=jax.lax.Precision.HIGHEST)
+    near = jnp.diagonal(sims)[:, None] - sims <= margin
+    other = ~jnp.eye(len(group), dtype=bool)
+    return near & other & (group[:, None] == group) & has_both[:, None] & has_both

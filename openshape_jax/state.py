@@ -60,18 +60,25 @@ def loss(
     """(loss, (new statistics, metrics)) of a batch whose points are ready for the encoder.
 
     Args:
-      batch: text (B, D), has_text (B,), image (B, D), has_image (B,), text_id (B,), text_ids (B, T).
+      batch: text (B, D), has_text (B,), image (B, D), has_image (B,), text_id (B,), text_ids (B, T); with
+        data.hard_negatives also group (B,).
     """
     emb, stats = models.apply(config.model, params["encoder"], stats, xyz, rgb, train=True, keep=keep)
     scale = jnp.exp(params["logit_scale"])
     shared = losses.shared_text(batch["text_id"], batch["text_ids"]) if config.loss.class_aware else None
-    text, text_top1 = losses.contrastive(emb, batch["text"], scale, batch["has_text"], shared)
-    image, image_top1 = losses.contrastive(emb, batch["image"], scale, batch["has_image"])
+    ignored = None
+    if config.data.hard_negatives:
+        has_both, margin = batch["has_text"] & batch["has_image"], config.loss.false_negative_margin
+        ignored = losses.false_negatives(batch["image"], batch["text"], has_both, batch["group"], margin)
+    text, text_top1 = losses.contrastive(emb, batch["text"], scale, batch["has_text"], shared, ignored)
+    image, image_top1 = losses.contrastive(emb, batch["image"], scale, batch["has_image"], None, ignored)
     total = config.loss.text_weight * text + config.loss.image_weight * image
     metrics = {
         "loss": total, "text_loss": text, "image_loss": image, "text_top1": text_top1,
         "image_top1": image_top1, "logit_scale": scale,
     }  # fmt: skip
+    if ignored is not None:
+        metrics["ignored_pairs"] = ignored.sum() / len(ignored)  # of each shape, on average
     return total, (stats, metrics)
 
 

@@ -13,6 +13,8 @@ import hashlib
 import json
 import os
 import shutil
+import signal
+import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -57,7 +59,8 @@ def write_shard(shard: Shard) -> Written:
 
     serializer = ExampleSerializer(shard.features.get_serialized_info())
     path = Path(shard.folder, f"{shard.name}.array_record")
-    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+    attempt = uuid.uuid4().hex  # a cluster may run a shard twice at once, under equal process numbers
+    unfinished = path.with_suffix(f".{attempt}.tmp")
     written = Written([], 0, [])
     size = 0
     try:
@@ -79,7 +82,7 @@ def write_shard(shard: Shard) -> Written:
             writer.close()
         written = written._replace(num_bytes=size)
         os.replace(unfinished, path)
-        sidecar = path.with_suffix(".json.tmp")
+        sidecar = path.with_suffix(f".{attempt}.json.tmp")
         sidecar.write_text(json.dumps(written._asdict()), encoding="utf-8")
         os.replace(sidecar, path.with_suffix(".json"))
     except RuntimeError as error:  # the writer reports a full disk in words only
@@ -97,14 +100,25 @@ def run_local(shards: Sequence[Shard], jobs: int) -> Iterator[tuple[str, Written
         for shard in shards:
             yield shard.name, write_shard(shard)
         return
-    with ProcessPoolExecutor(min(jobs, len(shards)), mp_context=get_context("spawn")) as pool:
+    workers = min(jobs, len(shards))
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_leave_interrupts) as pool:
         futures = {pool.submit(write_shard, shard): shard.name for shard in shards}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
+        except KeyboardInterrupt:
+            for process in list(pool._processes.values()):  # in Python 3.14: pool.terminate_workers()
+                process.terminate()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+
+
+def _leave_interrupts() -> None:
+    """Leaves Ctrl-C, which a terminal sends to workers too, to the process that started this one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class TooManyRejects(ValueError):

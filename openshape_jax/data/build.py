@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import json
+import logging
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ class Options:
 
     source: str = ""  # folder of the raw files
     captions: str = ""  # CSV or JSON of names, captions and classes, beside a folder of meshes
+    up: str = ""  # the axis that points up in the raw files, "y" or "z"; "": as their form has it
+    class_from: str = ""  # "folder": the class of a shape without one is its folder's name
     jobs: int = 0  # processes; 0: one for each core
     max_reject_fraction: float = 0.01  # share of unusable shapes above which the build fails
     runner: Any = None  # see tfds_builders.sharded.ShardedBuilder
@@ -32,30 +36,83 @@ def build(name: str, data_dir: str | Path = "", options: Options | None = None) 
     """The folder of the data set, built now unless it is there already; prints a summary.
 
     Raises:
-      ValueError: an unknown name, or too many unusable shapes. SourceNotFound: no raw files can be had.
-      OSError: the disk is full.
+      ValueError: an unknown name, an option that this data set does not use, or too many unusable shapes.
+      SourceNotFound: no raw files can be had. OSError: the disk is full.
     """
     import tfds_builders
 
-    root = sources.data_root(data_dir)
+    options = options or Options()
     base, _, config = name.partition("/")
     builder_class = tfds_builders.builder_class(base)
-    if config and config not in builder_class.builder_configs:
-        raise ValueError(
-            f"{base} has no config {config!r}; it has {', '.join(builder_class.builder_configs)}."
+    _check_used(base, builder_class, options)
+    with _without_warning():
+        builder = builder_class(
+            config=_config(builder_class, config),
+            data_dir=str(sources.data_root(data_dir)),
+            file_format="array_record",
         )
-    builder = builder_class(config=config or None, data_dir=str(root), file_format="array_record")
     for field in dataclasses.fields(Options):
         if hasattr(builder, field.name):
-            setattr(builder, field.name, getattr(options or Options(), field.name))
+            setattr(builder, field.name, getattr(options, field.name))
     folder = Path(builder.data_dir)
     if (folder / "dataset_info.json").is_file():
-        print(f"{name} is already built.")
+        print(f"{name} is already built." + _unread(builder_class, folder, options))
     else:
         _remove_stale(folder.parent)
         _prepare(builder)
     _summary(builder, folder)
     return folder
+
+
+@contextlib.contextmanager
+def _without_warning() -> Iterator[None]:
+    """Without TFDS's warning that a config is none of the class's own: here that is meant."""
+    logger = logging.getLogger("absl")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _config(builder_class: Any, name: str) -> Any:
+    """The config called `name`: one of the builder's, or made on the fly where it takes any name."""
+    if not name or name in builder_class.builder_configs:
+        return name or None
+    if hasattr(builder_class, "own_config"):
+        return builder_class.own_config(name)
+    known = ", ".join(builder_class.builder_configs) or "none"
+    raise ValueError(f"{builder_class.name} has no config {name!r}; it has {known}.")
+
+
+def _check_used(name: str, builder_class: Any, options: Options) -> None:
+    given = [f.name for f in dataclasses.fields(Options) if getattr(options, f.name) != f.default]
+    unused = [option for option in given if not hasattr(builder_class, option)]
+    if unused:
+        flags = ", ".join("--" + option.replace("_", "-") for option in unused)
+        raise ValueError(f"{name} does not use {flags}: leave out what it does not use.")
+
+
+def _unread(builder_class: Any, folder: Path, options: Options) -> str:
+    """What to say of raw files that are given for a set that is there."""
+    if not options.source:
+        return ""
+    other = f", or build {builder_class.name}/ANOTHER_NAME" if hasattr(builder_class, "own_config") else ""
+    return f"\n  --source was not read again: delete {folder} for that{other}."
+
+
+def finished_shards(name: str, data_dir: str | Path = "") -> list[Path] | None:
+    """What an interrupted build of a sharded data set left to go on with; None if `name` keeps nothing."""
+    import tfds_builders
+    from tfds_builders.sharded import ShardedBuilder
+
+    base, _, config = name.partition("/")
+    if not issubclass(tfds_builders.builder_class(base), ShardedBuilder):
+        return None
+    root = sources.data_root(data_dir) / base
+    folders = (root / config,) if config else (root, root / "default")
+    return sorted(path for folder in folders for path in folder.glob("partial.*/*.json"))
 
 
 def _prepare(builder: Any) -> None:

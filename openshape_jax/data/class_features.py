@@ -44,11 +44,13 @@ def of_rows(names: Sequence[str], rows: Sequence[np.ndarray] | np.ndarray, where
     for name, row in zip(names, flat, strict=True):
         if len(row) != len(flat[0]) or len(row) == 0:
             raise ValueError(
-                f"{where}: the feature of {name!r} has width {len(row)}, that of {names[0]!r} {len(flat[0])}; "
-                "all must come from one CLIP."
+                f"{where}: the feature of {name!r} has width {len(row)}, that of {names[0]!r} has "
+                f"{len(flat[0])}; all must come from one CLIP."
             )
         if not np.isfinite(row).all() or not row.any():
-            raise ValueError(f"{where}: the feature of {name!r} is zero, NaN or infinite; it has no direction.")
+            raise ValueError(
+                f"{where}: the feature of {name!r} is zero, NaN or infinite; it has no direction."
+            )
     features = np.stack(flat)
     return ClassFeatures(list(names), features / np.linalg.norm(features, axis=1, keepdims=True))
 

@@ -100,7 +100,7 @@ def _mined(config: Config, records: sources.Records) -> Any:
             f"{config.data.split!r}: shapes at random fill their groups."
         )
     seeds = grain.MapDataset.range(len(records)).seed(config.seed ^ salt)
-    drawn = seeds.shuffle().repeat(None).random_map(groups.draw)
+    drawn: Any = seeds.shuffle().repeat(None).random_map(groups.draw)
 
     def row(index: int) -> tuple[dict[str, Any], int]:
         return records[int(drawn[index // size][index % size])], index % batch_size // size

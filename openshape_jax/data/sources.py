@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,8 +38,12 @@ def find(name: str, data_dir: str | Path = "") -> Path:
       DatasetMissing: it is not there.
     """
     root = data_root(data_dir) / name
-    # TFDS puts a data set that has configs one folder deeper; without a name its config is "default".
-    versions = [p.parent for folder in (root, root / "default") for p in folder.glob("*/dataset_info.json")]
+    folders = [root]
+    # TFDS puts a data set that has configs one folder deeper, and notes which of them is the default.
+    with contextlib.suppress(FileNotFoundError):
+        noted = json.loads((root / ".config" / "metadata.json").read_text())
+        folders.append(root / noted["default_config_name"])
+    versions = [p.parent for folder in folders for p in folder.glob("*/dataset_info.json")]
     if not versions:
         base = name.partition("/")[0]
         raise DatasetMissing(
@@ -80,11 +86,28 @@ def open_split(name: str, split: str, data_dir: str | Path = "") -> tuple[TfdsRe
     return Subset(TfdsRecords(builder, "train"), np.load(subset, allow_pickle=False)), builder.info
 
 
+def uids(records: Records) -> list[str]:
+    """The uid of every record, in their order; from the data set's list of them where it has one."""
+    if isinstance(records, Subset):
+        every = uids(records.whole)
+        return [every[int(row)] for row in records.rows]
+    if isinstance(records, TfdsRecords) and records.uid_file.is_file():
+        listed = records.uid_file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        if len(listed) != len(records):
+            raise ValueError(
+                f"{records.uid_file} lists {len(listed)} shapes but there are {len(records)}: delete that "
+                "folder and run `openshape data build` again."
+            )
+        return listed
+    return [records[i]["uid"] for i in range(len(records))]
+
+
 class TfdsRecords:
     """Decoded records of a split."""
 
     def __init__(self, builder: Any, split: str):
         self._folder = builder.data_dir
+        self.uid_file = Path(builder.data_dir) / f"uids.{split}.txt"  # only sharded builders write it
         self.num_bytes = builder.info.splits[split].num_bytes
         self._text_dim = builder.info.features["text_features"].shape[-1]
         self._image_dim = builder.info.features["image_features"].shape[-1]
@@ -113,14 +136,14 @@ class Subset:
     """The records of another sequence at some rows."""
 
     def __init__(self, records: TfdsRecords, rows: np.ndarray):
-        self._records, self._rows = records, rows
+        self.whole, self.rows = records, rows
         self.num_bytes = int(records.num_bytes * len(rows) / max(len(records), 1))
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self._records[int(self._rows[index])]
+        return self.whole[int(self.rows[index])]
 
 
 class InMemory:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from openshape_jax.config import EvalConfig
-from openshape_jax.data import sources, vocabulary
+from openshape_jax.data import class_features, sources, vocabulary
 from openshape_jax.data.pipeline import draw_points
 
-# (xyz (B, N, 3) uint16, rgb (B, N, 3) uint8) -> (B, D) unit vectors
-Embed = Callable[[np.ndarray, np.ndarray], np.ndarray]
+# (xyz (B, N, 3) uint16, rgb (B, N, 3) uint8) -> (B, D) unit vectors, of NumPy or on the device
+Embed = Callable[[np.ndarray, np.ndarray], Any]
+LONG = 5000  # shapes from which an evaluation shows a progress bar
 
 
 @dataclass(frozen=True)
@@ -25,10 +28,18 @@ class Task:
     name: str
     dataset: str
     split: str
-    rows: np.ndarray  # (n,) indices into the embedded shapes
+    class_vectors: str  # where they come from: "data set" or "vocabulary"
+    rows: np.ndarray  # (n,) indices into the labelled shapes
+    uids: list[str]  # n
     label: np.ndarray  # (n,) index of the true class
     class_names: list[str]
     class_emb: np.ndarray  # (C, D) unit vectors
+
+    def describe(self, result: dict[str, float]) -> dict[str, Any]:
+        """`result` with all that a reader of it must know."""
+        counts = {"num_classes": len(self.class_names), "num_shapes": len(self.rows)}
+        origin = {"dataset": self.dataset, "split": self.split, "class_vectors": self.class_vectors}
+        return {**result, **counts, **origin}
 
 
 def accuracy(scores: np.ndarray, label: np.ndarray) -> dict[str, float]:
@@ -61,73 +72,172 @@ def accuracy(scores: np.ndarray, label: np.ndarray) -> dict[str, float]:
 
 
 class ZeroShot:
-    """Evaluates on the test split of one data set over (a) its classes and (b) all LVIS names."""
+    """Evaluates on one split of a data set over (a) its classes and (b) all LVIS names.
 
-    def __init__(self, dataset: str, config: EvalConfig, data_dir: str = ""):
-        records, _ = sources.open_split(dataset, config.split, data_dir)
-        self._batch = config.batch_size
-        names, self.uids, xyz, rgb = [], [], [], []
-        for index in range(len(records)):
-            record = records[index]
-            if not record["label"]:
-                continue
-            points = draw_points(record, config.num_points, np.random.default_rng(index))
-            names.append(record["label"])
-            self.uids.append(record["uid"])
-            xyz.append(points["xyz"])
-            rgb.append(points["rgb"])
-        if not names:
+    The vectors of (a) are those stored with the data set where their width is the model's; then there is no
+    (b). Otherwise they are the vocabulary's, and the classes are those that the split has.
+    """
+
+    def __init__(
+        self,
+        dataset: str,
+        config: EvalConfig,
+        data_dir: str = "",
+        embed_dim: int = 512,
+        text_space: str = vocabulary.TEXT_SPACE,
+    ):
+        """Opens the split. A small one is read once, to find damage before a training; no points are kept.
+
+        Args:
+          embed_dim: D, the width of the model's embeddings.
+          text_space: of the model, as its metadata says it; the vocabulary knows two.
+
+        Raises:
+          DatasetMissing: not built. ValueError: no such split, no labelled shape, or no vectors of its
+            classes that fit the model.
+        """
+        self._dataset, self._config = dataset, config
+        self._records, info = sources.open_split(dataset, config.split, data_dir)
+        self._stored = class_features.load(sources.find(dataset, data_dir))
+        self._centred = text_space == vocabulary.TEXT_SPACE
+        if self._stored is None or self._stored.width != embed_dim:
+            classes = [str(name) for name in dict(info.metadata or {}).get("classes", [])]
+            width = None if self._stored is None else self._stored.width
+            _check_vocabulary(dataset, classes, width, embed_dim, text_space)
+            self._stored = None
+        total = len(self._records)
+        labelled = (bool(self._records[index]["label"]) for index in range(total))
+        if not any(list(labelled) if total < LONG else labelled):
             raise ValueError(f"data set {dataset!r} has no labelled shape in its split {config.split!r}.")
-        self._xyz, self._rgb = np.stack(xyz), np.stack(rgb)
+
+    def embed_all(self, embed: Embed) -> tuple[list[str], list[str], np.ndarray]:
+        """(uids, labels, (n, D) embeddings) of every labelled shape.
+
+        Points are read batch by batch, the next while the device works on the last; the last batch is
+        padded to the common size.
+        """
+        size = self._config.batch_size
+        shapes = self._labelled()
+        uids, labels, out, waiting = [], [], [], []
+        while part := list(itertools.islice(shapes, size)):
+            uids += [uid for uid, _, _ in part]
+            labels += [label for _, label, _ in part]
+            codes = (np.stack([points[key] for _, _, points in part]) for key in ("xyz", "rgb"))
+            pad = ((0, size - len(part)), (0, 0), (0, 0))
+            waiting.append((embed(*(np.pad(c, pad, "edge") for c in codes)), len(part)))
+            if len(waiting) > 1:
+                emb, count = waiting.pop(0)
+                out.append(np.asarray(emb)[:count])
+        return uids, labels, np.concatenate([*out, *(np.asarray(emb)[:count] for emb, count in waiting)])
+
+    def _labelled(self) -> Iterator[tuple[str, str, dict[str, np.ndarray]]]:
+        """(uid, label, drawn points) of each shape that has a label."""
+        total = len(self._records)
+        for index in tqdm(range(total), desc=self._dataset, unit="shape", disable=total < LONG, leave=False):
+            record = self._records[index]
+            if record["label"]:
+                rng = np.random.default_rng(index)
+                yield record["uid"], record["label"], draw_points(record, self._config.num_points, rng)
+
+    def tasks(self, uids: Sequence[str], labels: Sequence[str]) -> list[Task]:
+        """The tasks on all labelled shapes; one of a class that a task does not have is left out of it.
+
+        Raises:
+          ValueError: the stored class features lack a class.
+        """
+        base = self._dataset.replace("/", "_")
+
+        def task(
+            name: str, mine: Sequence[str], classes: list[str], vectors: np.ndarray, origin: str
+        ) -> Task:
+            index = {c: i for i, c in enumerate(classes)}
+            rows = np.array([i for i, label in enumerate(mine) if label in index], np.int64)
+            label = np.array([index[mine[int(i)]] for i in rows], np.int64)
+            chosen = [uids[int(i)] for i in rows]
+            split = self._config.split
+            return Task(name, self._dataset, split, origin, rows, chosen, label, classes, vectors)
+
+        if self._stored is not None:
+            strange = set(labels) - set(self._stored.names)
+            if strange:
+                raise ValueError(
+                    f"data set {self._dataset!r} has shapes of the class {min(strange)!r}, for which its "
+                    f"{class_features.FILE} has no vector: build it again."
+                )
+            return [task(base, labels, self._stored.names, self._stored.features, "data set")]
         words = vocabulary.load()
-        base = dataset.replace("/", "_")
-        self.tasks = [
-            self._task(base, dataset, config.split, names, sorted(set(names)), words),
-            self._task(f"{base}_lvis", dataset, config.split, names, words.names_of("lvis"), words),
+        present, lvis = sorted(set(labels)), words.names_of("lvis")
+        found = [words.find(label) for label in labels]
+        canonical = ["" if index is None else words.names[index] for index in found]
+        return [
+            task(base, labels, present, words.encode(present, self._centred), "vocabulary"),
+            task(f"{base}_lvis", canonical, lvis, words.encode(lvis, self._centred), "vocabulary"),
         ]
 
-    @staticmethod
-    def _task(
-        name: str, dataset: str, split: str, labels: Sequence[str], classes: list[str], words: Any
-    ) -> Task:
-        index = {c: i for i, c in enumerate(classes)}
-        rows = np.array([i for i, label in enumerate(labels) if label in index], np.int64)
-        label = np.array([index[labels[int(i)]] for i in rows], np.int64)
-        return Task(name, dataset, split, rows, label, classes, words.encode(classes))
-
-    def embed_all(self, embed: Embed) -> np.ndarray:
-        """(n, D) embeddings of every labelled shape; the last batch is padded to the common size."""
-        out = []
-        for first in range(0, len(self._xyz), self._batch):
-            xyz, rgb = self._xyz[first : first + self._batch], self._rgb[first : first + self._batch]
-            fill = self._batch - len(xyz)
-            pad = ((0, fill), (0, 0), (0, 0))
-            emb = embed(np.pad(xyz, pad, "edge"), np.pad(rgb, pad, "edge"))
-            out.append(np.asarray(emb)[: len(xyz)])
-        return np.concatenate(out)
+    def results(self, embed: Embed) -> Iterator[tuple[Task, dict[str, float], np.ndarray]]:
+        """(task, its accuracies, (n, D) embeddings of its shapes) of each task that has a shape."""
+        uids, labels, emb = self.embed_all(embed)
+        for task in self.tasks(uids, labels):
+            if len(task.rows):
+                mine = emb[task.rows]
+                yield task, accuracy(mine @ task.class_emb.T, task.label), mine
 
     def run(self, embed: Embed, workdir: Path | None = None) -> Iterator[tuple[str, float]]:
         """Yields ("eval/<task>/<measure>", value); writes WORKDIR/eval/<task>.json and .npz if asked."""
-        emb = self.embed_all(embed)
-        for task in self.tasks:
-            if not len(task.rows):
-                continue
-            mine = emb[task.rows]
-            result = accuracy(mine @ task.class_emb.T, task.label)
+        for task, result, emb in self.results(embed):
             yield from ((f"eval/{task.name}/{k}", v) for k, v in result.items())
             if workdir is not None:
-                self._write(workdir / "eval", task, mine, result)
+                _write(workdir / "eval", task, emb, result)
 
-    def _write(self, folder: Path, task: Task, emb: np.ndarray, result: dict[str, float]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        counts = {"num_classes": len(task.class_names), "num_shapes": len(task.rows)}
-        described = {**result, **counts, "dataset": task.dataset, "split": task.split}
-        (folder / f"{task.name}.json").write_text(json.dumps(described, indent=2))
-        np.savez_compressed(
-            folder / f"{task.name}.npz",
-            uid=np.array([self.uids[i] for i in task.rows]),
-            label=task.label,
-            shape_emb=emb.astype(np.float32),
-            class_names=np.array(task.class_names),
-            class_emb=task.class_emb.astype(np.float32),
+
+def _check_vocabulary(
+    dataset: str, classes: list[str], stored: int | None, embed_dim: int, text_space: str
+) -> None:
+    """Returns if the vocabulary has vectors of the classes in the model's space.
+
+    Args:
+      stored: width of the class features that the data set has, None where it has none.
+
+    Raises:
+      ValueError: says which widths there are and which is needed, or which classes are unknown.
+    """
+    words = vocabulary.load()
+    width = words.features.shape[1]
+    has = f"its {class_features.FILE} has width {stored}" if stored else "it has no class features"
+    if embed_dim != width:
+        wanted = f"{stored} or {width}" if stored else str(width)
+        raise ValueError(
+            f"data set {dataset!r} cannot be evaluated with embeddings of width {embed_dim}: {has}, and the "
+            f"vocabulary's vectors have {width}. Take a model of width {wanted} (model.embed_dim), or build "
+            f"the data set with class features of width {embed_dim}."
         )
+    if text_space not in (vocabulary.TEXT_SPACE, vocabulary.RAW_TEXT_SPACE):
+        raise ValueError(
+            f"data set {dataset!r}: {has}, and the model embeds into {text_space!r}, not into the "
+            f"vocabulary's {vocabulary.RAW_TEXT_SPACE}: there are no vectors of the classes that fit it."
+        )
+    unknown = []
+    for name in classes:
+        try:
+            words.lookup(name)
+        except vocabulary.UnknownLabel:
+            unknown.append(name)
+    if unknown:
+        raise ValueError(
+            f"data set {dataset!r}: {has}, the model's embeddings have {embed_dim}, and the vocabulary does "
+            f"not know {len(unknown)} of its {len(classes)} classes ({', '.join(unknown[:5])}). "
+            + (f"Take a model of width {stored}." if stored else "Build it with class features.")
+        )
+
+
+def _write(folder: Path, task: Task, emb: np.ndarray, result: dict[str, float]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{task.name}.json").write_text(json.dumps(task.describe(result), indent=2))
+    np.savez_compressed(
+        folder / f"{task.name}.npz",
+        uid=np.array(task.uids),
+        label=task.label,
+        shape_emb=emb.astype(np.float32),
+        class_names=np.array(task.class_names),
+        class_emb=task.class_emb.astype(np.float32),
+    )

@@ -18,7 +18,7 @@ from openshape_jax.mesh_files import ZipFiles, read_obj_in_zip
 from openshape_jax.mesh_sampling import Part, decode_image, sample
 
 PROPERTIES = "PluginFurnitureCatalog.properties"
-# The catalogue inside the program itself, sweethome3d.jar; the licence is the program's (its Debian copyright).
+# The catalogue inside the program itself, sweethome3d.jar, and the program's licence (its Debian copyright).
 OWN_PROPERTIES = "com/eteks/sweethome3d/io/DefaultFurnitureCatalog.properties"
 OWN_LICENSE = "GPL-2.0-or-later"
 ICON_SIDE = 128  # largest icon that is stored, in pixels
