@@ -206,7 +206,7 @@ def test_a_file_that_is_no_library_is_named(tmp_path: Path) -> None:
 def test_the_shipped_labels_fit_the_vocabulary() -> None:
     words = vocabulary.load()
     labels = builder.read_labels()
-    assert len(labels) == 920
+    assert len(labels) == 912
     by_class: dict[str, list[str]] = {}
     for label in labels.values():
         if label.key:

@@ -1,4 +1,4 @@
-"""920 coloured, named models of Sweet Home 3D as point clouds; see README.md in this folder."""
+"""912 coloured, named models of Sweet Home 3D as point clouds; see README.md in this folder."""
 
 from tfds_builders.sweethome3d.builder import Sweethome3d
 

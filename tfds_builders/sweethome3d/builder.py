@@ -87,7 +87,7 @@ class Sweethome3d(tfds.core.GeneratorBasedBuilder):
     RELEASE_NOTES = {  # noqa: RUF012 - TFDS's way
         "1.0.0": "The five libraries of release 1.8: 820 models.",
         "1.1.0": "Classes and captions of 31 models corrected by eye.",
-        "1.2.0": "Also the program's own catalogue: 920 models. Records with room for prompt-averaged text "
+        "1.2.0": "Also the program's own catalogue: 912 models. Records with room for prompt-averaged text "
         "features and kinds of images; synonyms and captions of every model.",
     }
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
@@ -100,7 +100,7 @@ class Sweethome3d(tfds.core.GeneratorBasedBuilder):
         keys = {label.key for label in read_labels().values() if label.key}
         return tfds.core.DatasetInfo(
             builder=self,
-            description="920 coloured, named 3D models of furniture, people, plants and vehicles as points.",
+            description="912 coloured, named 3D models of furniture, people, plants and vehicles as points.",
             features=schema.features(text_dim=TEXT_DIM),
             homepage="https://www.sweethome3d.com/freeModels.jsp",
             license="CC0-1.0, CC-BY-3.0, CC-BY-3.0-US or GPL-2.0-or-later: see `license` and `creator`.",
@@ -127,7 +127,7 @@ class Sweethome3d(tfds.core.GeneratorBasedBuilder):
             print(f"the program's own catalogue from {where}")
             paths = [*paths, *program]
         except SourceNotFound as error:
-            print(f"WITHOUT the program's own catalogue (100 of the training models): {error}")
+            print(f"WITHOUT the program's own catalogue (92 of the training models): {error}")
         entries = catalogue.read_all(paths)
         self._metadata.update(
             source=f"Sweet Home 3D furniture libraries, {source.partition(' (')[0]}",

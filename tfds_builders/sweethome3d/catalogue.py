@@ -115,7 +115,7 @@ def read_catalogue(path: Path) -> list[Entry]:
         def get(key: str, i: int = i) -> str:
             return values.get(f"{key}#{i}", "").strip()
 
-        if not get("model"):
+        if not get("model") or get("model").endswith("/lightSource.obj"):  # a light without a shape
             continue
         size = _floats(" ".join(get(key) for key in ("width", "height", "depth")), 3)
         entries.append(
