@@ -312,12 +312,22 @@ def check_workdir(workdir: Path, config: Config) -> None:
         old = json.loads(path.read_text())
     except json.JSONDecodeError:
         old = {"(unreadable)": path.read_text()[:80]}
-    if lines := difference(old, _described(config)):
+    # A field that came with a later version had what is now its default.
+    if lines := difference(_with_defaults(old, _described(Config())), _described(config)):
         raise ConfigError(
             f"{workdir} holds a run with another config:\n  "
             + "\n  ".join(lines)
             + "\nUse another --workdir, or --resume=force to go on with the new values."
         )
+
+
+def _with_defaults(old: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """`old` with the fields that it lacks, of the groups that it has."""
+    filled = {key: value for key, value in defaults.items() if not isinstance(value, dict)} | old
+    for key, group in defaults.items():
+        if isinstance(group, dict) and isinstance(old.get(key), dict):
+            filled[key] = _with_defaults(old[key], group)
+    return filled
 
 
 def claim_workdir(workdir: Path, config: Config) -> None:

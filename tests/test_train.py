@@ -146,6 +146,19 @@ def test_another_config_is_refused_with_the_difference(data_dir, finished):
         train.run(small(data_dir, "optim.learning_rate=0.5"), finished)
 
 
+def test_a_run_of_an_earlier_version_lacks_new_fields(data_dir, finished, tmp_path):
+    workdir = tmp_path / "earlier"
+    shutil.copytree(finished, workdir)
+    described = json.loads((workdir / "config.json").read_text())
+    del described["data"]["workers"], described["cpu_devices"]  # their values are the defaults
+    (workdir / "config.json").write_text(json.dumps(described))
+    checkpoint.check_workdir(workdir, small(data_dir))
+    del described["optim"]["learning_rate"]
+    (workdir / "config.json").write_text(json.dumps(described))
+    with pytest.raises(config_lib.ConfigError, match=r"optim.learning_rate: 0.0005 -> 0.001"):
+        checkpoint.check_workdir(workdir, small(data_dir))
+
+
 def test_force_goes_on_with_the_new_values(data_dir, finished, tmp_path):
     workdir = tmp_path / "forced"
     shutil.copytree(finished, workdir)

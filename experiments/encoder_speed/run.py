@@ -1,11 +1,12 @@
 """Speed and memory of the encoder: one table of forward pass and training step.
 
     python experiments/encoder_speed/run.py [--scalings 1,4,5] [--batches 8,16] [--dtype float32]
+    python experiments/encoder_speed/run.py --cpu_devices 2                  # the batch over two CPU devices
     python experiments/encoder_speed/run.py --peer my_module:make_model      # a PyTorch model beside it
 
 Times are medians of calls in turn; "of peak" is the share of the rate at which this process multiplies large
 matrices of the same type, measured before every row. Memory is the compiled program's own figure (arguments,
-results and scratch). The split times each part of the forward pass alone.
+results and scratch) of all devices. The split times each part of the forward pass alone.
 
 A peer is a function of the scaling that returns a torch.nn.Module which maps xyz (B, N, 3) and features
 (B, N, 6) to (B, D) embeddings; it runs in turn with ours, on the CPU, and needs torch in this environment.
@@ -25,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from openshape_jax import losses, models, optim, runtime
+from openshape_jax import losses, models, optim, runtime, sharding
 from openshape_jax.config import ModelConfig, OptimConfig
 from openshape_jax.models import pointbert
 from openshape_jax.ops import ball_query, farthest_point_sampling
@@ -53,55 +54,64 @@ def seconds(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, floa
     return {name: float(np.median(values)) for name, values in taken.items()}
 
 
-def matmul_rate(dtype: str, repeats: int = 5) -> float:
-    """Operations a second of a large matrix product."""
+def matmul_rate(dtype: str, mesh: jax.sharding.Mesh, repeats: int = 5) -> float:
+    """Operations a second of large matrix products, one on each device."""
     n = 2048 if jax.default_backend() == "cpu" else 8192
-    a = jax.random.normal(jax.random.key(0), (n, n)).astype(dtype)
-    product = jax.jit(lambda a: a @ a)
-    return 2 * n**3 / seconds({"product": lambda: product(a)}, repeats)["product"]
+    a = jax.random.normal(jax.random.key(0), (mesh.size, n, n)).astype(dtype)
+    a = jax.device_put(a, sharding.by_row(mesh))
+    product = jax.jit(lambda a: a @ a, out_shardings=sharding.by_row(mesh))
+    return mesh.size * 2 * n**3 / seconds({"product": lambda: product(a)}, repeats)["product"]
 
 
-def clouds(batch: int, points: int) -> tuple[jax.Array, jax.Array]:
-    """Points of random ellipsoid surfaces in the unit sphere with random colours: (B, N, 3) twice."""
+def clouds(batch: int, points: int, mesh: jax.sharding.Mesh) -> tuple[jax.Array, jax.Array]:
+    """Points of random ellipsoids in the unit sphere with random colours, (B, N, 3) twice, split by row."""
     rng = np.random.default_rng(0)
     xyz = rng.normal(size=(batch, points, 3)).astype(np.float32)
     xyz /= np.linalg.norm(xyz, axis=-1, keepdims=True)
     xyz *= rng.uniform(0.3, 1, (batch, 1, 3)).astype(np.float32)
-    return jnp.asarray(xyz), jnp.asarray(rng.random((batch, points, 3), np.float32))
+    rows = sharding.by_row(mesh)
+    return jax.device_put(xyz, rows), jax.device_put(rng.random((batch, points, 3), np.float32), rows)
 
 
 class Ours:
     """The compiled forward pass and training step of a size."""
 
-    def __init__(self, c: ModelConfig, xyz: jax.Array, rgb: jax.Array):
+    def __init__(self, c: ModelConfig, xyz: jax.Array, rgb: jax.Array, mesh: jax.sharding.Mesh):
         from flax import nnx
 
-        self.params, self.stats = models.split(models.build(c, nnx.Rngs(0)))
+        whole, rows = sharding.replicated(mesh), sharding.by_row(mesh)
+        self._points, self._devices = (xyz, rgb), mesh.size
         tx = optim.optimizer(OptimConfig(), 1000)
-        self.opt_state = tx.init(self.params)
+        params, self.stats = jax.device_put(models.split(models.build(c, nnx.Rngs(0))), whole)
+        self.params, self.opt_state = params, jax.device_put(tx.init(params), whole)
         target = jax.random.normal(jax.random.key(1), (len(xyz), c.embed_dim))
 
-        def loss(params: Any, stats: Any) -> Any:
+        def loss(params: Any, stats: Any, xyz: jax.Array, rgb: jax.Array) -> Any:
             emb, stats = models.apply(c, params, stats, xyz, rgb, train=True)
             return losses.contrastive(emb, target, jnp.float32(14.28))[0], stats
 
-        def step(params: Any, stats: Any, opt_state: Any) -> Any:
-            (_, stats), grads = jax.value_and_grad(loss, has_aux=True)(params, stats)
+        def step(params: Any, stats: Any, opt_state: Any, xyz: jax.Array, rgb: jax.Array) -> Any:
+            (_, stats), grads = jax.value_and_grad(loss, has_aux=True)(params, stats, xyz, rgb)
             updates, opt_state = tx.update(grads, opt_state, params)
             return optax.apply_updates(params, updates), stats, opt_state
 
-        forward = jax.jit(lambda p, s: models.apply(c, p, s, xyz, rgb)[0])
-        self._forward = forward.lower(self.params, self.stats).compile()
-        lowered = jax.jit(step, donate_argnums=(0, 1, 2)).lower(self.params, self.stats, self.opt_state)
+        forward = jax.jit(
+            lambda p, s, x, r: models.apply(c, p, s, x, r)[0], in_shardings=(whole, whole, rows, rows)
+        )
+        self._forward = forward.lower(self.params, self.stats, xyz, rgb).compile()
+        lowered = jax.jit(
+            step, donate_argnums=(0, 1, 2), in_shardings=(whole,) * 3 + (rows,) * 2, out_shardings=whole
+        ).lower(self.params, self.stats, self.opt_state, xyz, rgb)
         start = time.perf_counter()
         self._step = lowered.compile()
         self.compile_seconds = time.perf_counter() - start
 
     def forward(self) -> Any:
-        return self._forward(self.params, self.stats)
+        return self._forward(self.params, self.stats, *self._points)
 
     def step(self) -> Any:
-        self.params, self.stats, self.opt_state = self._step(self.params, self.stats, self.opt_state)
+        state = self.params, self.stats, self.opt_state
+        self.params, self.stats, self.opt_state = self._step(*state, *self._points)
         return self.params
 
     def gigabytes(self, name: str) -> float:
@@ -109,7 +119,7 @@ class Ours:
         used = (
             m.temp_size_in_bytes + m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
         )
-        return used / 1e9
+        return self._devices * used / 1e9
 
 
 def split(c: ModelConfig, xyz: jax.Array, rgb: jax.Array, repeats: int) -> dict[str, float]:
@@ -175,10 +185,14 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=10_000)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--cpu_devices", type=int, default=1, help="of the machine's cores, without accelerator"
+    )
     parser.add_argument("--remat", action="store_true", help="recompute the transformer's activations")
     parser.add_argument("--peer", metavar="MODULE:FUNCTION")
     args = parser.parse_args()
-    runtime.prepare()
+    runtime.prepare(args.cpu_devices)
+    mesh = sharding.make_mesh()
     device = jax.devices()[0]
     versions = f"jax {jax.__version__}, Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}"
     print(f"{device.device_kind} ({jax.device_count()}), {args.dtype}, {args.points} points, {versions}")
@@ -190,9 +204,9 @@ def main() -> None:
         c.dtype, c.remat = args.dtype, args.remat
         needed = sum(operations(c).values())
         for batch in map(int, args.batches.split(",")):
-            xyz, rgb = clouds(batch, args.points)
-            ours = Ours(c, xyz, rgb)
-            peak = matmul_rate(args.dtype)
+            xyz, rgb = clouds(batch, args.points, mesh)
+            ours = Ours(c, xyz, rgb, mesh)
+            peak = matmul_rate(args.dtype, mesh)
             calls = {"forward": ours.forward, "step": ours.step}
             calls |= peer_calls(args.peer, scaling, xyz, rgb) if args.peer else {}
             found = seconds(calls, args.repeats)

@@ -251,7 +251,8 @@ def decode(data: bytes, text_dim: int, image_dim: int) -> dict[str, Any]:
     from tensorflow_datasets.proto import tf_example_pb2
 
     try:
-        fields = tf_example_pb2.Example.FromString(data).features.feature
+        example = tf_example_pb2.Example.FromString(data)  # type: ignore[attr-defined]
+        fields = example.features.feature
         values = {name: getattr(f, f.WhichOneof("kind") or "bytes_list").value for name, f in fields.items()}
 
         def array(name: str, dtype: str, width: int) -> np.ndarray:
