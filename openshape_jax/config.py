@@ -44,7 +44,8 @@ class DataConfig:
 
     datasets: tuple[str, ...] = ("openshape_ensemble",)  # tfds builders, `name` or `name/config`
     weights: tuple[float, ...] = ()  # of the mixture; empty: by number of shapes
-    split: str = "train"
+    split: str = "train"  # of every data set
+    splits: tuple[str, ...] = ()  # one for each of `datasets`, where they differ; empty: `split`
     data_dir: str = ""  # "": TFDS's default (TFDS_DATA_DIR or ~/tensorflow_datasets)
     num_points: int = 10_000  # drawn without replacement from each stored cloud at every visit
     # Sources of texts to draw from, e.g. ("class", "synonym"); (): those of the paper (data/targets.py).
@@ -207,6 +208,8 @@ def validate(config: Config) -> Config:
         raise ConfigError("data.datasets is empty; name at least one data set.")
     if d.weights and (len(d.weights) != len(d.datasets) or min(d.weights) <= 0):
         raise ConfigError(f"data.weights {d.weights} must be one positive number for each of {d.datasets}.")
+    if d.splits and len(d.splits) != len(d.datasets):
+        raise ConfigError(f"data.splits {d.splits} must be one split for each of {d.datasets}, or empty.")
     if d.hard_negatives and len(d.datasets) != 1:
         raise ConfigError(
             f"data.hard_negatives {d.hard_negatives!r} holds the neighbours within one data set, but "

@@ -40,6 +40,7 @@ class _Job:
     log: metrics.Writer
     again: str  # the command that resumes, for messages
     stopped: Callable[[], str]  # the signal that came, or ""
+    text_space: str  # of the targets
 
 
 def run(config: Config, workdir: str | Path, again: str = "the same command") -> Path:
@@ -71,8 +72,9 @@ def _run(config: Config, workdir: Path, again: str, stopped: Callable[[], str]) 
         print(f"{workdir} is finished ({first} steps); nothing to do")
         return workdir
 
+    space = sources.text_space(config.data.datasets, config.data.data_dir)
     evaluators = [
-        ZeroShot(name, config.eval, config.data.data_dir, config.model.embed_dim)
+        ZeroShot(name, config.eval, config.data.data_dir, config.model.embed_dim, space)
         for name in config.eval.datasets
     ]
     train_state = jax.jit(lambda: state.init(config), out_shardings=whole)()
@@ -87,9 +89,8 @@ def _run(config: Config, workdir: Path, again: str, stopped: Callable[[], str]) 
         donate_argnums=0,
     )
     log = metrics.Writer(workdir, first)
-    job = _Job(
-        config, workdir, mesh, step_fn, make_embed(config, mesh), evaluators, saves, log, again, stopped
-    )
+    embed = make_embed(config, mesh)
+    job = _Job(config, workdir, mesh, step_fn, embed, evaluators, saves, log, again, stopped, space)
     try:
         if first < config.steps:
             message = "resuming after" if first else "starting at"
@@ -138,7 +139,7 @@ def _loop(job: _Job, train_state: state.TrainState) -> state.TrainState:
             job.saves.check()
             _stop_if_asked(job, train_state)
             if step % config.checkpoint_every == 0 or step == config.steps:
-                job.saves.save(train_state, describe(config), wait=step == config.steps)
+                job.saves.save(train_state, describe(config, job.text_space), wait=step == config.steps)
             if config.eval.every and step % config.eval.every == 0 and step < config.steps:
                 _evaluate(job, train_state)
                 started, counted, waited = time.perf_counter(), step, 0.0
@@ -148,7 +149,7 @@ def _loop(job: _Job, train_state: state.TrainState) -> state.TrainState:
 def _stop_if_asked(job: _Job, train_state: state.TrainState) -> None:
     """Saves and raises Interrupted where a signal came."""
     if job.stopped():
-        job.saves.save(train_state, describe(job.config), wait=True)
+        job.saves.save(train_state, describe(job.config, job.text_space), wait=True)
         raise Interrupted(
             f"stopped by {job.stopped()} after step {int(train_state.step)}; saved. To go on, run {job.again}"
         )
@@ -198,11 +199,11 @@ def _is_complete(config: Config, workdir: Path) -> bool:
     return all(path.exists() for path in wanted)
 
 
-def describe(config: Config) -> dict[str, Any]:
+def describe(config: Config, text_space: str = vocabulary.TEXT_SPACE) -> dict[str, Any]:
     """What a checkpoint says of itself: architecture, target space, axes, colour, data, version."""
     return {
         "model": to_dict(config.model),
-        "text_space": vocabulary.TEXT_SPACE,
+        "text_space": text_space,
         "embed_dim": config.model.embed_dim,
         "up": "z",
         "colour": schema.COLOUR,

@@ -326,7 +326,7 @@ def test_list_names_what_can_be_built_and_what_is(tmp_path, capsys):
         (("mesh_folder", "--beam_pipeline_options=a=b"), "--beam_pipeline_options needs --runner"),
         (("mesh_folder", "--beam_exchange=gs://b"), "--beam_exchange needs --runner"),
         (("mesh_folder", "--runner=DirectRunner", "--jobs", 2), "--jobs counts processes of this machine"),
-        (("mesh_folder", "--data_dir", "gs://b/x"), "--data_dir is the URL 'gs://b/x'"),
+        (("mesh_folder", "--data_dir", "gs://b/x"), "is the URL 'gs://b/x'; records are read and"),
         (("mesh_fodler",), "no builder for 'mesh_fodler'"),
     ],
 )

@@ -62,7 +62,7 @@ def test_modelnet_princeton(tmp_path):
     np.testing.assert_array_less(xyz @ [1, 1 / 2, 1 / 5], 1 + 1e-3)  # on or below the slanted side
     assert (test["airplane_0002"]["rgb"] == 100).all()
     assert not np.array_equal(test["airplane_0002"]["xyz"], test["night_stand_0002"]["xyz"])
-    loaded = modelnet40.builder.LoadMesh()(
+    loaded = modelnet40.builder.LoadMesh("")(
         modelnet40.builder.Mesh(
             "airplane_0002", "airplane", f"{tmp_path}/raw/ModelNet40/airplane/test/airplane_0002.off"
         )
@@ -153,6 +153,22 @@ def test_lvis_finds_its_files_wherever_the_authors_had_them(tmp_path, prefix):
         source = source / "Objaverse"
     built("objaverse_lvis", source, tmp_path)
     assert len(records_of("objaverse_lvis", "test", tmp_path)[0]) == 8
+
+
+def test_lvis_reads_no_file_outside_its_source(tmp_path):
+    split = eval_files.lvis(tmp_path / "raw")
+    outside = eval_files.save(tmp_path / "x.npy", {"xyz": eval_files.cloud(0), "rgb": eval_files.cloud(0)})
+    entries = json.loads(split.read_text())
+    entries[3]["data_path"] = str(outside)  # its parts are fewer than those of the others
+    long = "/a/b/c/d/e/f/g/h/i/j/k/l"
+    for entry in entries[:3] + entries[4:]:
+        entry["data_path"] = long + entry["data_path"]
+        path = tmp_path / "raw" / entry["data_path"].lstrip("/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "raw" / "Objaverse" / entry["group"] / path.name).rename(path)
+    split.write_text(json.dumps(entries))
+    with pytest.raises(sharded.TooManyRejects, match=f"1 of 8 shapes.*{tmp_path}/raw{outside}"):
+        built("objaverse_lvis", tmp_path / "raw", tmp_path)
 
 
 def test_lvis_missing_and_bad_files(tmp_path):

@@ -241,6 +241,18 @@ def test_the_released_file(tmp_path, as_dict):
         mining.read(path)
 
 
+def test_the_released_file_names_shapes_by_their_ids_alone(tmp_path):
+    names = ["a", "b", "c", "d", "away"]
+    near = {name: [i, *(j for j in range(5) if j != i)] for i, name in enumerate(names)}
+    np.save(tmp_path / "k.npy", {"name": names, "index": near}, allow_pickle=True)
+    built = ["ABO/0/c", "Objaverse/000-001/a", "ShapeNet/1/b", "ShapeNet/2/b", "3D-FUTURE/d"]
+    groups = mining.Groups(mining.read(tmp_path / "k.npy"), built, 4)
+    assert groups.num_short() == 0
+    for seed, others in ((0, {1, 2, 4}), (1, {0, 2, 4}), (2, {0, 1, 4}), (3, {0, 1, 4})):
+        drawn = [set(groups.draw(seed, np.random.default_rng(i)).tolist()) for i in range(50)]
+        assert set.union(*drawn) == others | {seed}
+
+
 # ---------------------------------------------------------------- groups
 
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 import tfds_builders
-from openshape_jax.data import build, schema, sources
+from openshape_jax.data import build, schema, sources, verify, vocabulary
 from tests import openshape_files as release
 from tfds_builders.openshape_ensemble import layout, records
 from tfds_builders.sharded import TooManyRejects
 
+ROOT = Path(__file__).parent.parent
 NAMES = {"objaverse": "Objaverse", "shapenet": "ShapeNet", "abo": "ABO", "future3d": "3D-FUTURE"}
 
 
@@ -31,6 +31,7 @@ def made(
         found, _ = sources.open_split(name, split, data_dir)
         return {r["uid"]: r for r in (found[i] for i in range(len(found)))}
 
+    read.data_dir = data_dir
     return read
 
 
@@ -42,16 +43,6 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
     return made(source, tmp_path_factory.mktemp("data"))
-
-
-def item(shape: tuple[str, str, str] = release.SHAPES[0]) -> layout.Item:
-    return layout.Item(release.uid(shape), shape[0], shape[1], (), "", "", "")
-
-
-def encoded(**changes: Any) -> dict[str, Any]:
-    """The record of the first shape, some parts of its file changed (None: taken away)."""
-    data = {k: v for k, v in (release.content(release.SHAPES[0]) | changes).items() if v is not None}
-    return records.encode(data, item(), release.WIDTH)
 
 
 def test_the_splits_are_those_of_the_release(whole):
@@ -102,6 +93,18 @@ def test_flags_and_categories(whole):
     assert {found[u]["text_flag"] for u in release.UIDS[6:]} == {""}
 
 
+def test_categories_where_lvis_json_names_shapes_by_uid_alone(tmp_path, capsys):
+    source = release.write(tmp_path, ("Objaverse",))
+    path = source / "meta_data" / "split" / "lvis.json"
+    entries = json.loads(path.read_text())
+    path.write_text(
+        json.dumps([{"uid": e["id"], "group": e["group"], "category": e["category"]} for e in entries])
+    )
+    train = layout.read(str(source), ()).stored["train"]
+    assert [train[u].category for u in release.UIDS[:3]] == [*release.LVIS.values(), ""]
+    assert "no usable lvis.json" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("config", NAMES)
 def test_each_data_set_alone(config, source, tmp_path):
     read = made(source, tmp_path, config)
@@ -118,6 +121,19 @@ def test_without_a_config_it_is_all():
     builder = tfds_builders.builder_class("openshape_ensemble")
     assert list(builder.builder_configs) == ["all", "objaverse", "shapenet", "abo", "future3d"]
     assert builder(data_dir="/tmp/none").builder_config.name == "all"
+
+
+def test_what_an_interrupted_build_left_is_found_under_the_config_that_has_no_name(tmp_path):
+    for folder in ("openshape_ensemble/all", "openshape_ensemble/abo", "modelnet40"):
+        (tmp_path / folder / "partial.1.0.0").mkdir(parents=True)
+        (tmp_path / folder / "partial.1.0.0" / "train-00000.json").write_text("{}")
+    for name, folder in (
+        ("openshape_ensemble", "openshape_ensemble/all"),
+        ("openshape_ensemble/abo", "openshape_ensemble/abo"),
+        ("modelnet40", "modelnet40"),
+    ):
+        found = build.finished_shards(name, tmp_path)
+        assert found == [tmp_path / folder / "partial.1.0.0" / "train-00000.json"]
 
 
 def test_the_small_data_sets_alone_are_complete_and_said_to_lack_objaverse(tmp_path, capsys):
@@ -199,6 +215,16 @@ def test_missing_files_are_rejects_with_a_reason(tmp_path):
     assert "Fetch it, or take the shape out of the split files" in rejects[0]["error"]
 
 
+def test_features_of_any_length_pass_verify_with_a_note(tmp_path):
+    def longer(_: str, data: dict[str, Any]) -> dict[str, Any]:
+        return data | {"image_feat": data["image_feat"] * 30}
+
+    made(release.write(tmp_path / "source", ("ABO",), longer), tmp_path / "data")
+    found = verify.verify(sources.find("openshape_ensemble/all", tmp_path / "data"))
+    assert found.problems == []
+    assert any("image feature of a length outside" in note and "has 30" in note for note in found.notes)
+
+
 def test_a_malicious_or_cut_file_is_a_reject(tmp_path):
     class Evil:
         def __reduce__(self):
@@ -265,88 +291,44 @@ def test_without_meta_data_it_says_what_is_missing(tmp_path, capsys):
         layout.read(str(source), ())
 
 
+def test_a_training_with_the_released_neighbours_says_which_clip_it_aims_at(whole, tmp_path):
+    from openshape_jax import checkpoint, train
+    from openshape_jax import config as config_lib
+
+    data_dir = whole.data_dir
+    ids = [shape[2] for shape in release.SHAPES]
+    near = {name: [i, *(j for j in range(len(ids)) if j != i)] for i, name in enumerate(ids)}
+    np.save(tmp_path / "point_feat_knn.npy", {"name": ids, "index": near}, allow_pickle=True)
+    settings = (
+        f"data.data_dir={data_dir}", "data.datasets=openshape_ensemble", "data.text_sources=", "steps=2",
+        "data.class_text_share=0", "data.num_points=48", "batch_size=8", "model.depth=1", "log_every=1",
+        "model.embed_dim=1280", "eval.datasets=", f"data.hard_negatives={tmp_path}/point_feat_knn.npy",
+        "data.group_size=4", "loss.class_aware=false",
+    )  # fmt: skip
+    config = config_lib.load(str(ROOT / "configs/quickstart.py:smoke"), settings)
+    workdir = train.run(config, tmp_path / "run")
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert all(np.isfinite(line["train/text_loss"]) and line["train/image_loss"] > 0 for line in lines)
+    assert all(0 <= line["train/input_wait"] <= 1 for line in lines)
+    _, metadata, step = checkpoint.load_weights(workdir)
+    assert (step, metadata["embed_dim"]) == (2, 1280)
+    assert metadata["text_space"].startswith("OpenCLIP ViT-bigG-14")
+
+
+def test_features_of_different_clips_are_not_mixed(whole, data_dir, tmp_path):
+    for folder in (whole.data_dir / "openshape_ensemble", Path(data_dir) / "primitives"):
+        (tmp_path / folder.name).symlink_to(folder)
+    names = ("openshape_ensemble", "primitives/tiny")
+    assert sources.text_space(names[1:], tmp_path) == vocabulary.TEXT_SPACE
+    with pytest.raises(
+        ValueError, match=r"lie in different spaces \(openshape_ensemble: OpenCLIP.*primitives"
+    ):
+        sources.text_space(names, tmp_path)
+
+
 def test_other_meta_data_start_an_interrupted_build_again(source, tmp_path):
     one = layout.read(str(source), ()).fingerprint
     assert one == layout.read(str(source), ()).fingerprint
     other = release.write(tmp_path)
     (other / "meta_data" / "gpt4_filtering.json").write_text("{}")
     assert layout.read(str(other), ()).fingerprint != one
-
-
-PAIR = {"original": np.ones(1280, np.float32), "prompt_avg": np.ones((1, 1280), np.float32)}
-REJECTS = {
-    "no xyz": ({"xyz": None}, "there is no 'xyz' in it; it has 'dataset', 'group'"),
-    "flat xyz": ({"xyz": np.zeros(150)}, r"xyz has shape \(150,\) and type float64; expected numbers"),
-    "no point": ({"xyz": np.zeros((0, 3))}, r"xyz has shape \(0, 3\)"),
-    "words for points": ({"xyz": np.full((50, 3), "a")}, "type <U1"),
-    "NaN": ({"xyz": np.full((50, 3), np.nan)}, "50 of 50 points have a NaN"),
-    "no extent": ({"xyz": np.ones((50, 3))}, "all 50 points are equal"),
-    "fewer colours": ({"rgb": np.zeros((49, 3))}, "xyz has 50 points but rgb 49"),
-    "colours": ({"rgb": np.full((50, 3), 256)}, "colours from 256 to 256; expected 0-1 or 0-255"),
-    "negative colours": ({"rgb": np.full((50, 3), -0.5)}, "colours from -0.5"),
-    "image width": ({"image_feat": np.zeros((12, 1024))}, "image_feat has the width 1024, .* have 1280"),
-    "thumbnail width": ({"thumbnail_feat": np.zeros(768)}, "thumbnail_feat has the width 768, .* have 1280"),
-    "text width": ({"text_feat": [{"original": np.ones(9)}, {}]}, r"text_feat\['original'\] has the width 9"),
-    "NaN feature": ({"image_feat": np.full((1, 1280), np.nan)}, "image_feat has a value that is NaN"),
-    "large feature": ({"blip_caption_feat": {"original": np.full(1280, 1e9)}}, "above 65504"),
-    "bytes": ({"blip_caption": "jalapeño".encode("latin1")}, "blip_caption is not UTF-8 .*at byte 6"),
-    "surrogate": ({"msft_caption": "a \ud800"}, "msft_caption cannot be written as UTF-8"),
-    "number": ({"msft_caption": float("nan")}, r"msft_caption holds a float \('nan'\)"),
-    "no dict": ({"blip_caption_feat": np.zeros(1280)}, "expected a dict of original, prompt_avg"),
-    "two features": ({"blip_caption_feat": {"original": np.zeros((2, 1280))}}, "2 vectors for one text"),
-    "fewer features": ({"text_feat": [PAIR]}, "2 items in text but 1 in text_feat"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", REJECTS)
-def test_unusable_parts_are_named(case):
-    changes, message = REJECTS[case]
-    with pytest.raises(ValueError, match=message):
-        encoded(**changes)
-
-
-def test_what_may_be_missing_is_left_out():
-    gone = dict.fromkeys(("image_feat", "text", "blip_caption", "msft_caption", "retrieval_text"))
-    record = encoded(**gone, thumbnail_feat=np.zeros((0, 1280)))
-    assert record["texts"] == [] and record["image_features"].shape == (0, 1280)
-    record = encoded(blip_caption="", blip_caption_feat={}, retrieval_text=[], retrieval_text_feat=[])
-    assert [t["source"] for t in record["texts"]] == ["metadata", "metadata_other", "msft"]
-    assert encoded(thumbnail_feat=None)["image_sources"] == ["render"] * 12
-    empty_name = encoded(text=["", "tags"])  # the tags stay a further text: the paper's is the first
-    assert [t["source"] for t in empty_name["texts"]][:2] == ["metadata_other", "blip"]
-    assert encoded(text_feat=None)["texts"][0]["has_feature"] is False
-
-
-def test_other_spellings_of_the_same_content():
-    plain = encoded()
-    file = release.content(release.SHAPES[0])
-    boxed = np.empty((), object)
-    boxed[()] = file["blip_caption_feat"]
-    again = encoded(
-        blip_caption=np.array(file["blip_caption"]),
-        blip_caption_feat=boxed,
-        msft_caption=file["msft_caption"].encode(),
-        text=np.array(file["text"], object),
-        image_feat=file["image_feat"][:, None],
-        thumbnail_feat=file["thumbnail_feat"][0],
-    )
-    assert again["texts"] == plain["texts"]
-    for key in ("text_features", "prompt_features", "image_features"):
-        np.testing.assert_array_equal(again[key], plain[key])
-    of_bytes = encoded(rgb=np.round(file["rgb"] * 255))
-    np.testing.assert_array_equal(of_bytes["rgb"], np.round(file["rgb"] * 255).astype(np.uint8))
-
-
-def test_a_full_record_takes_at_most_150_kb():
-    data = release.content(release.SHAPES[0], num_points=10_000)
-    data["retrieval_text_feat"] = [PAIR]
-    one = item()._replace(category="armchair", label="armchair", flag="Y")
-    record = records.encode(data, one, release.WIDTH)
-    assert len(record["image_features"]) == 13
-    assert len(record["text_features"]) == len(record["prompt_features"]) == 5
-    features = schema.features(text_dim=release.WIDTH, image_dim=release.WIDTH)
-    example = ExampleSerializer(features.get_serialized_info()).get_tf_example(
-        features.encode_example(record)
-    )
-    size = len(example.SerializeToString(deterministic=True))
-    assert size <= 150_000

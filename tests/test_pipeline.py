@@ -75,7 +75,8 @@ def test_an_epoch_sees_every_shape_once(config):
 
 
 def test_mixture_follows_the_weights(config, monkeypatch):
-    def opened(name, _):
+    def opened(name, split, _):
+        assert split == "train"
         points = np.full((512, 3), name == "second", np.uint16)
         feature = np.ones(config.model.embed_dim, np.float32)
         texts = [schema.Text(name, "class", feature)]
@@ -94,6 +95,42 @@ def test_mixture_follows_the_weights(config, monkeypatch):
     stream = pipeline.dataset(config)
     drawn = np.concatenate([stream[step]["xyz"][:, 0, 0] for step in range(50)])
     assert np.bincount(drawn).tolist() == [300, 100]
+
+
+def test_each_data_set_of_a_mixture_can_have_its_own_split(config):
+    config.data.datasets, config.data.weights = ("primitives/tiny", "primitives/tiny"), (1.0, 1.0)
+    config.data.splits = ("train", "test")
+    points = {}
+    for split in config.data.splits:
+        records, _ = sources.open_split("primitives/tiny", split, config.data.data_dir)
+        points[split] = {tuple(row) for i in range(len(records)) for row in records[i]["xyz"].tolist()}
+    rows = pipeline.dataset(config)[0]["xyz"]
+    assert sum({tuple(p) for p in row.tolist()} <= points["train"] for row in rows) == 4
+    assert sum({tuple(p) for p in row.tolist()} <= points["test"] for row in rows) == 4
+    with pytest.raises(config_lib.ConfigError, match=r"data.splits \('train',\) must be one split for each"):
+        config_lib.validate(
+            dataclasses.replace(config, data=dataclasses.replace(config.data, splits=("train",)))
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"text_sources": ("name",)}, r"no text of data.text_sources \('name',\); theirs are of class"),
+        ({"feature": 9}, "has text features of width 9 but model.embed_dim is 512"),
+        ({"image": 8}, "has image features of width 8 but model.embed_dim is 512"),
+    ],
+)
+def test_targets_that_do_not_fit_stop_at_the_start(config, monkeypatch, changes, message):
+    words = schema.Text("a", "class", None, np.ones(changes.get("feature", 512)))
+    shape = {
+        "xyz": np.zeros((9, 3), np.uint16), "rgb": np.zeros((9, 3), np.uint8), "texts": [words],
+        "image_features": np.ones((1, changes.get("image", 512))), "image_sources": ["render"],
+    }  # fmt: skip
+    monkeypatch.setattr(pipeline, "_open", lambda *_: [shape] * 20)
+    config.data.text_sources = changes.get("text_sources", ("class",))
+    with pytest.raises(ValueError, match=message):
+        pipeline.dataset(config)
 
 
 def test_drawn_points_are_stored_points_without_repetition():
@@ -156,6 +193,18 @@ def test_missing_data_set_says_where_and_how(tmp_path):
         "TFDS_DATA_DIR",
     ):
         assert part in str(error.value)
+
+
+def test_half_built_sets_and_urls_are_no_data_sets(tmp_path):
+    left = tmp_path / "d" / "incomplete.AB12_1.0.0"
+    left.mkdir(parents=True)
+    (left / "dataset_info.json").write_text("{}")
+    with pytest.raises(sources.DatasetMissing):
+        sources.find("d", tmp_path)
+    left.rename(tmp_path / "d" / "1.0.0")
+    assert sources.find("d", tmp_path).name == "1.0.0"
+    with pytest.raises(ValueError, match=r"the URL 'gs://b/x'; .*mount the bucket \(gcsfuse\)"):
+        sources.find("d", "gs://b/x")
 
 
 def test_unknown_split_and_wrong_width(config):

@@ -54,6 +54,25 @@ def test_what_training_named_is_not_called_zero_shot(run, copy, data_dir):
     assert summary.kind("primitives/tiny", {"data": {"datasets": ["primitives"]}}) == summary.HELD_OUT
 
 
+@pytest.mark.parametrize(
+    ("trained", "kind"),
+    [
+        ({"datasets": ["openshape_ensemble"]}, summary.SEEN),
+        ({"datasets": ["primitives", "openshape_ensemble/objaverse"], "split": "mine"}, summary.SEEN),
+        ({"datasets": ["openshape_ensemble"], "split": "train_no_lvis"}, summary.ZERO_SHOT),
+        ({"datasets": ["openshape_ensemble/abo"]}, summary.ZERO_SHOT),
+        (
+            {"datasets": ["openshape_ensemble", "mesh_folder/a"], "splits": ["train_no_lvis", "train"]},
+            summary.ZERO_SHOT,
+        ),
+    ],
+)
+def test_lvis_is_called_zero_shot_only_where_training_left_it_out(trained, kind):
+    assert summary.kind("objaverse_lvis", {"data": trained}) == kind
+    assert summary.kind("modelnet40", {"data": trained}) == summary.ZERO_SHOT
+    assert summary.kind("mesh_folder/b", {"data": trained}) == summary.ZERO_SHOT
+
+
 class Tags(HTMLParser):
     """Collects images and links, and checks that every tag is closed in order."""
 

@@ -16,7 +16,7 @@ import shutil
 import signal
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
 
 SHARD_SIZE = 512  # items: at 150 KB each a file is below 80 MB, and an interruption costs at most so many
+CHECKED = 32  # rejects of an earlier try that are read again at once
 Loader = Callable[[Any], dict[str, Any]]  # item -> record (`schema.encode`); ValueError rejects the item
 
 
@@ -187,11 +188,9 @@ class ShardedBuilder(FileReaderBuilder, skip_registration=True):
     def _write(self, shards: Sequence[Shard], partial: Path) -> dict[str, Written]:
         from tqdm import tqdm
 
-        done = {}
-        for shard in shards:
-            sidecar = partial / f"{shard.name}.json"
-            if sidecar.is_file():
-                done[shard.name] = Written(**json.loads(sidecar.read_text(encoding="utf-8")))
+        with ThreadPoolExecutor(CHECKED) as pool:
+            earlier = {shard.name: _earlier(shard, pool) for shard in shards}
+        done = {name: written for name, written in earlier.items() if written}
         missing = [shard for shard in shards if shard.name not in done]
         total = sum(len(shard.uids) for shard in shards)
         size = {shard.name: len(shard.uids) for shard in shards}
@@ -269,6 +268,31 @@ class ShardedBuilder(FileReaderBuilder, skip_registration=True):
                 )
             rows = np.array(sorted(at[uid] for uid in wanted if uid in at), np.int64)
             np.save(folder / f"subset.{name}.npy", rows)
+
+
+def _earlier(shard: Shard, pool: ThreadPoolExecutor) -> Written | None:
+    """What an earlier try wrote of the shard, None where it has to be made.
+
+    One with rejects is made again if any of them is usable by now: the source may have been mended since.
+    """
+    path = Path(shard.folder, f"{shard.name}.json")
+    if not path.is_file():
+        return None
+    written = Written(**json.loads(path.read_text(encoding="utf-8")))
+    whole = path.with_suffix(".array_record").is_file()  # not if a build failed after it was moved
+    item_of = dict(zip(shard.uids, shard.items, strict=True)) if written.rejects else {}
+
+    def is_usable(reject: Mapping[str, str]) -> bool:
+        try:
+            shard.loader(item_of[reject["uid"]])
+        except (ValueError, FileNotFoundError):
+            return False
+        return True
+
+    if whole and not any(pool.map(is_usable, written.rejects)):
+        return written
+    path.unlink()
+    return None
 
 
 def _discard_other_plan(partial: Path, shards: Sequence[Shard]) -> None:

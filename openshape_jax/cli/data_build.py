@@ -110,11 +110,6 @@ def run(args: argparse.Namespace) -> int:
 def _options(args: argparse.Namespace):
     from openshape_jax.data.build import Options
 
-    if "://" in args.data_dir:
-        raise ValueError(
-            f"--data_dir is the URL {args.data_dir!r}; records are written to a folder: mount the bucket "
-            "(gcsfuse) and give the mount's path."
-        )
     if args.jobs < 0:
         raise ValueError(f"--jobs is {args.jobs}; give the number of processes, or 0 for one a core.")
     if not 0 <= args.max_reject_fraction <= 1:

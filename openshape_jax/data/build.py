@@ -108,11 +108,11 @@ def finished_shards(name: str, data_dir: str | Path = "") -> list[Path] | None:
     from tfds_builders.sharded import ShardedBuilder
 
     base, _, config = name.partition("/")
-    if not issubclass(tfds_builders.builder_class(base), ShardedBuilder):
+    builder_class = tfds_builders.builder_class(base)
+    if not issubclass(builder_class, ShardedBuilder):
         return None
-    root = sources.data_root(data_dir) / base
-    folders = (root / config,) if config else (root, root / "default")
-    return sorted(path for folder in folders for path in folder.glob("partial.*/*.json"))
+    config = config or next(iter(builder_class.builder_configs), "")  # TFDS's default is the first
+    return sorted((sources.data_root(data_dir) / base / config).glob("partial.*/*.json"))
 
 
 def _prepare(builder: Any) -> None:

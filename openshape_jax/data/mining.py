@@ -17,6 +17,7 @@ import numpy as np
 
 FORMAT = 1  # version of the file's layout
 ARRAYS = ("uids", "index", "similarity", "metadata")
+IDS = "id"  # metadata["names"] where the names are what follows the last "/" of our uids
 
 
 class Neighbours(NamedTuple):
@@ -118,7 +119,7 @@ def _read_released(path: Path) -> Neighbours:
         others = np.asarray(places)[np.asarray(places) != row]  # a shape leads its own list
         index[row, : len(others)] = others
     index = index[:, (index >= 0).any(0)]
-    neighbours = Neighbours(uids, index, None, {"checkpoint": path.name})
+    neighbours = Neighbours(uids, index, None, {"checkpoint": path.name, "names": IDS})
     _check(path, neighbours)
     return neighbours
 
@@ -138,8 +139,11 @@ class Groups:
         """
         if len(uids) < size:
             raise ValueError(f"data.group_size is {size} but there are {len(uids)} shapes: lower it.")
-        place = {uid: i for i, uid in enumerate(uids)}
-        row = {uid: r for r, uid in enumerate(neighbours.uids)}
+        names = neighbours.uids
+        if neighbours.metadata.get("names") == IDS:  # an id that several groups use: its first shape
+            uids, names = ([uid.rpartition("/")[2] for uid in part] for part in (uids, names))
+        place = {uid: i for i, uid in reversed(list(enumerate(uids)))}
+        row = {uid: r for r, uid in enumerate(names)}
         rows = np.array([row.get(uid, -1) for uid in uids], np.int64)
         if not (rows >= 0).any():
             raise ValueError(
@@ -148,7 +152,7 @@ class Groups:
                 "of this data set with `openshape mine`."
             )
         # The last entry is for -1: no neighbour, or none in this split.
-        places = np.array([*(place.get(uid, -1) for uid in neighbours.uids), -1], np.int32)
+        places = np.array([*(place.get(uid, -1) for uid in names), -1], np.int32)
         self._near = places[np.where(rows[:, None] >= 0, neighbours.index[rows], -1)]  # (len(uids), K)
         self._size = size
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from openshape_jax.config import Config, DataConfig
 from openshape_jax.data import mining, sources, targets
+
+PROBED = 64  # records of a data set whose features are looked at before the first step
+SEARCHED = 2048  # records in which a text is looked for, at most
 
 
 def draw_points(
@@ -30,8 +33,8 @@ def draw_points(
     return {"xyz": record["xyz"][order], "rgb": record["rgb"][order]}
 
 
-def _open(name: str, config: DataConfig) -> sources.Records:
-    records, _ = sources.open_split(name, config.split, config.data_dir)
+def _open(name: str, split: str, config: DataConfig) -> sources.Records:
+    records, _ = sources.open_split(name, split, config.data_dir)
     if records.num_bytes > config.in_memory_limit * 1e9:
         return records
     kept = sources.InMemory(records)
@@ -41,6 +44,8 @@ def _open(name: str, config: DataConfig) -> sources.Records:
             f"no shape of {name!r} has a text of data.text_sources {config.text_sources} or an image "
             "feature: there is nothing to train on."
         )
+    if config.workers:  # each reads for itself: a copy of the set for each would fill the memory
+        return sources.Subset(records, np.array(useful))
     return sources.InMemory(kept, useful)
 
 
@@ -56,17 +61,20 @@ def dataset(config: Config, host: int = 0, hosts: int = 1) -> Any:
     """
     import grain
 
-    opened = [_open(name, config.data) for name in config.data.datasets]
+    names = config.data.datasets
+    splits = config.data.splits or (config.data.split,) * len(names)
+    opened = [_open(name, split, config.data) for name, split in zip(names, splits, strict=True)]
     # Salted by the name, so that every data set has its own order.
     parts = [
         grain.MapDataset.source(records).seed(config.seed ^ targets.text_hash(name)).shuffle().repeat(None)
-        for name, records in zip(config.data.datasets, opened, strict=True)
+        for name, records in zip(names, opened, strict=True)
     ]
     weights = config.data.weights or tuple(float(len(r)) for r in opened)
     mixed = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, list(weights))
     width = config.model.embed_dim
-    for name, records in zip(config.data.datasets, opened, strict=True):
-        _check_width(name, records[0], width)
+    for name, records in zip(names, opened, strict=True):
+        _check_width(name, records, width)
+    _check_words(config.data, opened)
 
     def example(record: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         return {
@@ -96,8 +104,8 @@ def _mined(config: Config, records: sources.Records) -> Any:
     groups = mining.Groups(mining.read(config.data.hard_negatives), sources.uids(records), size)
     if short := groups.num_short():
         print(
-            f"{short} of {len(records)} shapes have fewer than {size - 1} neighbours in the split "
-            f"{config.data.split!r}: shapes at random fill their groups."
+            f"{short} of {len(records)} shapes have fewer than {size - 1} neighbours among them: "
+            "shapes at random fill their groups."
         )
     seeds = grain.MapDataset.range(len(records)).seed(config.seed ^ salt)
     drawn: Any = seeds.shuffle().repeat(None).random_map(groups.draw)
@@ -108,13 +116,35 @@ def _mined(config: Config, records: sources.Records) -> Any:
     return grain.MapDataset.range(sys.maxsize).map(row)
 
 
-def _check_width(name: str, record: dict[str, Any], width: int) -> None:
-    found = [t.feature.shape[-1] for t in record["texts"] if t.feature is not None]
-    if found and found[0] != width:
-        raise ValueError(
-            f"data set {name!r} has text features of width {found[0]} but model.embed_dim is {width}; "
-            f"set --config.model.embed_dim={found[0]}."
-        )
+def _first(records: sources.Records, most: int) -> Iterator[dict[str, Any]]:
+    return (records[i] for i in range(min(len(records), most)))
+
+
+def _check_width(name: str, records: sources.Records, width: int) -> None:
+    for record in _first(records, PROBED):
+        texts = [f for t in record["texts"] for f in (t.feature, t.prompt_feature) if f is not None]
+        for kind, rows in (("text", texts), ("image", record["image_features"])):
+            if len(rows) and len(rows[0]) != width:
+                raise ValueError(
+                    f"data set {name!r} has {kind} features of width {len(rows[0])} but model.embed_dim is "
+                    f"{width}; set --config.model.embed_dim={len(rows[0])}."
+                )
+
+
+def _check_words(config: DataConfig, opened: Sequence[sources.Records]) -> None:
+    """Returns if the sources of texts that were asked for are there: images would hide a misspelt one."""
+    if not config.text_sources:
+        return
+    found: set[str] = set()
+    for record in (record for records in opened for record in _first(records, SEARCHED)):
+        if targets.has_text(record, config):
+            return
+        found |= {t.source for t in record["texts"]}
+    raise ValueError(
+        f"the first shapes of {', '.join(config.datasets)} have no text of data.text_sources "
+        f"{config.text_sources}; theirs are of {', '.join(sorted(found)) or 'no source'} (blip and msft are "
+        "asked for as caption)."
+    )
 
 
 def batches(

@@ -14,6 +14,7 @@ import numpy as np
 
 XYZ_LEVELS = 65535  # uint16 steps over [-1, 1]: rounding error at most 1.6e-5 of the unit sphere
 META = ("name", "label", "category", "tags", "creator", "license", "group", "text_flag")
+ROUNDING = 1e-3  # by which a colour may miss its bounds
 GRAY = 0.4  # the colour of a shape without colour (OpenShape)
 COLOUR = f"rgb in [0, 1]; {GRAY} where a shape has none"  # as models say it in their metadata
 
@@ -71,14 +72,16 @@ def to_y_up(xyz: np.ndarray) -> np.ndarray:
 def unit_colors(rgb: np.ndarray) -> np.ndarray:
     """(N, 3) float32 colours in [0, 1] of colours in [0, 1] or, if uint8 or one exceeds 1, in 0-255.
 
+    Bounds hold up to ROUNDING: a colour of 1.0000001 must not make the whole cloud black.
+
     Raises:
       ValueError: a colour is NaN, infinite, negative or above 255.
     """
     if not np.isfinite(rgb).all():
         raise ValueError("a NaN or infinite colour; give colours in 0-1 or 0-255")
-    if rgb.size and not (rgb.min() >= 0 and rgb.max() <= 255):
+    if rgb.size and not (rgb.min() >= -ROUNDING and rgb.max() <= 255 + ROUNDING):
         raise ValueError(f"colours from {rgb.min()} to {rgb.max()}; expected 0-1 or 0-255")
-    is_bytes = rgb.dtype == np.uint8 or rgb.max(initial=0) > 1
+    is_bytes = rgb.dtype == np.uint8 or rgb.max(initial=0) > 1 + ROUNDING
     return np.clip(rgb.astype(np.float32) / (255 if is_bytes else 1), 0, 1)
 
 

@@ -27,8 +27,18 @@ class Records(Protocol):
 
 
 def data_root(data_dir: str | Path = "") -> Path:
-    """The folder that holds the data sets: `data_dir`, else TFDS_DATA_DIR, else ~/tensorflow_datasets."""
-    return Path(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+    """The folder that holds the data sets: `data_dir`, else TFDS_DATA_DIR, else ~/tensorflow_datasets.
+
+    Raises:
+      ValueError: it is a URL.
+    """
+    root = str(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
+    if "://" in root:
+        raise ValueError(
+            f"the folder of the data sets is the URL {root!r}; records are read and written as files: mount "
+            "the bucket (gcsfuse) and give the mount's path."
+        )
+    return Path(root).expanduser()
 
 
 def find(name: str, data_dir: str | Path = "") -> Path:
@@ -43,7 +53,8 @@ def find(name: str, data_dir: str | Path = "") -> Path:
     with contextlib.suppress(FileNotFoundError):
         noted = json.loads((root / ".config" / "metadata.json").read_text())
         folders.append(root / noted["default_config_name"])
-    versions = [p.parent for folder in folders for p in folder.glob("*/dataset_info.json")]
+    described = [p.parent for folder in folders for p in folder.glob("*/dataset_info.json")]
+    versions = [p for p in described if not p.name.startswith("incomplete")]  # TFDS's name of half-built ones
     if not versions:
         base = name.partition("/")[0]
         raise DatasetMissing(
@@ -57,6 +68,31 @@ def find(name: str, data_dir: str | Path = "") -> Path:
             + ("" if base == "primitives" else " (openshape data build primitives)")
         )
     return max(versions, key=lambda p: tuple(int(n) for n in p.name.split(".") if n.isdigit()))
+
+
+def text_space(names: Sequence[str], data_dir: str | Path = "") -> str:
+    """The CLIP space of the features of some data sets, as their metadata say it; "unknown" if none does.
+
+    Raises:
+      DatasetMissing: not built. ValueError: the spaces differ, or a damaged description.
+    """
+    spaces: dict[str, str] = {}
+    for name in names:
+        path = find(name, data_dir) / "metadata.json"
+        try:
+            described = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is damaged ({error}): delete its folder and run `openshape data build {name}` again."
+            ) from error
+        if described.get("text_space"):
+            spaces.setdefault(str(described["text_space"]), name)
+    if len(spaces) > 1:
+        listed = ", ".join(f"{name}: {space}" for space, name in spaces.items())
+        raise ValueError(
+            f"the features of data.datasets lie in different spaces ({listed}); take those of one CLIP only."
+        )
+    return next(iter(spaces), "unknown")
 
 
 def open_split(name: str, split: str, data_dir: str | Path = "") -> tuple[TfdsRecords | Subset, Any]:
@@ -135,7 +171,7 @@ class TfdsRecords:
 class Subset:
     """The records of another sequence at some rows."""
 
-    def __init__(self, records: TfdsRecords, rows: np.ndarray):
+    def __init__(self, records: TfdsRecords | Subset, rows: np.ndarray):
         self.whole, self.rows = records, rows
         self.num_bytes = int(records.num_bytes * len(rows) / max(len(records), 1))
 
@@ -147,7 +183,7 @@ class Subset:
 
 
 class InMemory:
-    """The records that pass `keep`, decoded once."""
+    """The records at `indices` (all if None), decoded once and kept."""
 
     def __init__(self, records: Records, indices: Sequence[int] | None = None):
         self._records = [records[i] for i in (range(len(records)) if indices is None else indices)]

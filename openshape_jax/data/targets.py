@@ -59,9 +59,14 @@ def _offers(record: dict[str, Any], config: DataConfig) -> dict[str, list[Text]]
     return offers
 
 
+def has_text(record: dict[str, Any], config: DataConfig) -> bool:
+    """Whether the record has a text to train on."""
+    return bool(_offers(record, config))
+
+
 def has_target(record: dict[str, Any], config: DataConfig) -> bool:
     """Whether the record gives any training signal."""
-    return bool(_offers(record, config)) or len(record["image_features"]) > 0
+    return has_text(record, config) or len(record["image_features"]) > 0
 
 
 def _draw_text(offers: dict[str, list[Text]], share: float, rng: np.random.Generator) -> Text | None:

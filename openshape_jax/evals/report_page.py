@@ -112,7 +112,7 @@ def _results(
         panels = _missing("No evaluation has been written yet; let the run finish.")
     tiles = "".join(f'<div class="tile"><b>{b}</b><span>{s}</span></div>' for b, s in _effort(lines, config))
     return (
-        "<p>Classification by words: the model never saw these shapes and has no output per class. Its answer is "
+        "<p>Classification by words: the model has no output per class. Its answer is "
         "the class whose text vector lies nearest. <b>Top-3</b> counts an answer as right if the true class is among the "
         "three nearest; <b>mean class</b> averages over classes, so that frequent ones do not dominate. The dark "
         f'tick on each bar is what guessing would reach.</p>{problems}<div class="panels">{panels}</div>'

@@ -9,16 +9,27 @@ from typing import Any
 
 HELD_OUT = "held-out models, classes by their text vectors (true names seen in training)"
 ZERO_SHOT = "zero-shot, a data set that training did not use"
+SEEN = "training may have seen these shapes (data.split=train_no_lvis leaves them out)"
+# The ensemble's Objaverse holds the shapes of Objaverse-LVIS, but for these splits.
+WITH_LVIS = ("openshape_ensemble", "openshape_ensemble/all", "openshape_ensemble/objaverse")
+WITHOUT_LVIS = ("train_no_lvis", "train_shapenet_only")
 
 
 def kind(dataset: str, config: Mapping[str, Any]) -> str:
     """What accuracies on a data set are, for a run of `config`; configs of one data set share its names."""
-    trained = (config.get("data") or {}).get("datasets", [])
-    return HELD_OUT if _base(dataset) in map(_base, trained) else ZERO_SHOT
+    data = config.get("data") or {}
+    trained = data.get("datasets", [])
+    if _base(dataset) in map(_base, trained):
+        return HELD_OUT
+    splits = data.get("splits") or [data.get("split", "train")] * len(trained)
+    used = [name for name, split in zip(trained, splits, strict=True) if split not in WITHOUT_LVIS]
+    return SEEN if _base(dataset) == "objaverse_lvis" and set(used) & set(WITH_LVIS) else ZERO_SHOT
 
 
 def _base(dataset: str) -> str:
-    return str(dataset).partition("/")[0]
+    """The data set's name without its config; every mesh_folder/NAME is a data set of its own."""
+    base = str(dataset).partition("/")[0]
+    return str(dataset) if base == "mesh_folder" else base
 
 
 def table(workdir: str | Path) -> str:

@@ -41,6 +41,7 @@ class Mesh(NamedTuple):
 class LoadMesh(NamedTuple):
     """Mesh -> record: points uniform in area; the seed is a function of the name."""
 
+    origin: str  # the folder: an interrupted build of another one is not gone on with
     num_points: int = NUM_POINTS
 
     def __call__(self, item: Mesh) -> dict[str, Any]:
@@ -107,7 +108,7 @@ class Modelnet40(evaluation.EvaluationBuilder):
                 items[split] = evaluation.by_uid(meshes, str(root))
         released = [f"{f}cat_name_pt_feat.npy" for f in FOLDERS]
         features = evaluation.named_features(evaluation.first_of(self.source, released), CLASSES)
-        return evaluation.Layout("princeton", items, LoadMesh(), CLASSES, features)
+        return evaluation.Layout("princeton", items, LoadMesh(str(root)), CLASSES, features)
 
 
 def _released_clouds(split_file: epath.Path, points_file: epath.Path) -> Iterator[evaluation.Cloud]:

@@ -34,6 +34,8 @@ class Entry(NamedTuple):
 class LoadEntry(NamedTuple):
     """Entry -> record: xyz turned to z-up, rgb as it is."""
 
+    origin: str  # lvis.json and its size: an interrupted build of another one is not gone on with
+
     def __call__(self, item: Entry) -> dict[str, Any]:
         stored = safe_npy.load(item.path)
         if not isinstance(stored, Mapping) or not {"xyz", "rgb"} <= stored.keys():
@@ -66,7 +68,8 @@ class ObjaverseLvis(evaluation.EvaluationBuilder):
             rows = np.asarray(safe_npy.load(file))
             features = class_features.of_rows(classes, rows, str(file))
         items = {"test": evaluation.by_uid(entries, str(split))}
-        return evaluation.Layout("released", items, LoadEntry(), classes, features)
+        loader = LoadEntry(evaluation.origin(split))
+        return evaluation.Layout("released", items, loader, classes, features)
 
     def _with_paths(self, entries: list[Entry], split: epath.Path) -> list[Entry]:
         """The entries with paths inside the source.
@@ -81,7 +84,7 @@ class ObjaverseLvis(evaluation.EvaluationBuilder):
         probes = entries[:: max(len(entries) // PROBES, 1)]
         for depth in range(max((len(PurePosixPath(e.path).parts) for e in probes), default=0), 0, -1):
             tails = [PurePosixPath(*PurePosixPath(e.path).parts[-depth:]) for e in probes]
-            if any(not tail.is_absolute() and (source / tail).is_file() for tail in tails):
+            if any((source / tail).is_file() for tail in tails):
                 ends = (PurePosixPath(*PurePosixPath(e.path).parts[-depth:]) for e in entries)
                 return [e._replace(path=str(source / end)) for e, end in zip(entries, ends, strict=True)]
         wanted = [f"{e.path} or the end of it (of {split.name})" for e in probes[:2]]
@@ -98,7 +101,8 @@ def _entries(split: epath.Path) -> Iterator[Entry]:
         uid, group = entry.get("uid") or entry.get("id"), entry.get("group")
         if not uid or not group or not entry.get("category"):
             raise ValueError(f"{split}: entry {number} has no uid (or id), group or category: {entry}.")
-        path = str(entry.get("data_path") or f"Objaverse/{group}/{uid}.npy")
+        # Without its root, which would lead out of the source.
+        path = str(entry.get("data_path") or f"Objaverse/{group}/{uid}.npy").lstrip("/")
         if ".." in PurePosixPath(path).parts:
             raise ValueError(f"{split}: entry {number} has the data_path {path!r}, which leaves its folder.")
         yield Entry(str(uid), str(entry["category"]), str(group), path)

@@ -48,6 +48,7 @@ class OpenshapeEnsemble(ShardedBuilder):
                 text_space=TEXT_SPACE,
                 up="z",
                 axes="x, -z, y of the released files: a rotation, where OpenShape mirrors",
+                unit_features=False,  # kept as released: OpenShape normalises in its loss, as we do
             ),
         )
 

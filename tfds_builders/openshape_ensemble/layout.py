@@ -173,28 +173,31 @@ def _json(path: epath.Path, digest: Any) -> Any:
         raise ValueError(f"{path} is cut off or no JSON ({error}): fetch it again.") from error
 
 
-def _entries(path: epath.Path, digest: Any) -> list[Entry] | None:
-    """A split file's shapes; None where it holds something else."""
+def _entries(path: epath.Path, digest: Any, dataset: str = "") -> list[Entry] | None:
+    """A split file's shapes; None where it holds something else.
+
+    Args:
+      dataset: of entries that name none.
+    """
     raw = _json(path, digest)
-    if not isinstance(raw, list) or not all(
-        isinstance(e, dict) and e.keys() >= {"id", "dataset"} for e in raw
-    ):
+    if not isinstance(raw, list) or not all(isinstance(e, dict) for e in raw):
         return None
 
     def entry(e: Mapping[str, Any]) -> Entry:
-        group, shape, data_path, category = (
-            "" if e.get(k) is None else str(e[k]) for k in ("group", "id", "data_path", "category")
+        # lvis.json calls "uid" what the training splits call "id".
+        name, group, shape, data_path, category = (
+            next((str(e[key]) for key in keys if e.get(key) is not None), "")
+            for keys in (("dataset",), ("group",), ("id", "uid"), ("data_path",), ("category",))
         )
-        return Entry(
-            dataset_name(str(e["dataset"])), sys.intern(group), shape, data_path, sys.intern(category)
-        )
+        return Entry(dataset_name(name or dataset), sys.intern(group), shape, data_path, sys.intern(category))
 
-    return [entry(e) for e in raw]
+    found = [entry(e) for e in raw]
+    return found if all(e.dataset and e.id for e in found) else None
 
 
 def _categories(path: epath.Path | None, digest: Any) -> dict[str, str]:
     """{uid: category} of Objaverse-LVIS."""
-    entries = None if path is None else _entries(path, digest)
+    entries = None if path is None else _entries(path, digest, OBJAVERSE)
     if entries is None:
         print(f"note: there is no usable {LVIS}.json: shapes get no category.")
     return {e.uid: e.category for e in entries or ()}
