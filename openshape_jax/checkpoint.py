@@ -222,12 +222,18 @@ def _tell_failures_once() -> None:
     def news(record: logging.LogRecord) -> bool:
         return not (record.exc_info and "orbax" in record.pathname and record.filename in REPEATERS)
 
+    def lone(record: logging.LogRecord) -> bool:
+        # asyncio tells of other fragments' errors, in futures that nobody waits for after the first
+        error = record.exc_info[1] if record.exc_info else None
+        return not (isinstance(error, (OSError, ValueError)) and _why_unwritten(error))
+
     def hook(unraisable: sys.UnraisableHookArgs) -> None:
         # tensorstore's threads report to the event loop that the first failure has closed
         if unraisable.object is not None or str(unraisable.exc_value) != "Event loop is closed":
             before(unraisable)
 
     absl_logging.get_absl_logger().addFilter(news)
+    logging.getLogger("asyncio").addFilter(lone)
     before, sys.unraisablehook = sys.unraisablehook, hook
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import platform
 import sys
@@ -22,6 +23,25 @@ def prepare(cpu_devices: int = 1) -> None:
     keep_freed_memory()
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
+
+
+@functools.cache
+def compiler_options() -> dict[str, bool]:
+    """Options of `jax.jit` for large programs: on CPUs, operations in an order that needs little memory.
+
+    XLA's own order there lets independent operations run side by side: that gains nothing on few cores and
+    takes a third more memory (experiments/encoder_speed).
+    """
+    import jax
+
+    options = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
+    if jax.default_backend() != "cpu":
+        return {}
+    try:
+        jax.jit(lambda x: x, compiler_options=options).lower(0.0).compile()
+    except jax.errors.JaxRuntimeError:  # another version of XLA, without this option
+        return {}
+    return options
 
 
 def cache_folder() -> Path:

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from openshape_jax import checkpoint, metrics, sharding, state
+from openshape_jax import checkpoint, metrics, runtime, sharding, state
 from openshape_jax.augment import dequantize
 from openshape_jax.config import Config, to_dict
 from openshape_jax.data import pipeline, schema, sources, vocabulary
@@ -34,7 +34,7 @@ class _Job:
     workdir: Path
     mesh: jax.sharding.Mesh
     step_fn: Callable[..., Any]  # (state, batch) -> (state, metrics)
-    embed: Callable[..., Any]  # (weights, xyz codes, rgb codes) -> (B, D)
+    embed: Callable[..., Any]  # (weights, xyz codes, rgb codes, counts) -> (B, D)
     evaluators: list[ZeroShot]
     saves: checkpoint.Checkpoints
     log: metrics.Writer
@@ -87,6 +87,7 @@ def _run(config: Config, workdir: Path, again: str, stopped: Callable[[], str]) 
         in_shardings=(whole, rows),
         out_shardings=(whole, whole),
         donate_argnums=0,
+        compiler_options=runtime.compiler_options(),
     )
     log = metrics.Writer(workdir, first)
     embed = make_embed(config, mesh)
@@ -164,25 +165,30 @@ def _check_finite(values: dict[str, float], step: int) -> None:
 
 
 def make_embed(config: Config, mesh: jax.sharding.Mesh) -> Callable[..., Any]:
-    """A function (weights, xyz codes, rgb codes) -> (B, D) unit vectors, rows split over the mesh."""
+    """A function (weights, xyz codes, rgb codes, counts) -> (B, D) unit vectors, rows split over the mesh."""
     unit = state.make_embed(config.model, config.eval.views)
     whole, rows = sharding.replicated(mesh), sharding.by_row(mesh)
 
-    def embed(weights: Any, xyz: jax.Array, rgb: jax.Array) -> jax.Array:
+    def embed(weights: Any, xyz: jax.Array, rgb: jax.Array, count: jax.Array) -> jax.Array:
         # Host arrays know no mesh; the geometry kernels must (ops/dispatch.py).
-        xyz, rgb = jax.lax.with_sharding_constraint((xyz, rgb), rows)
-        return unit(weights, *dequantize(xyz, rgb))
+        xyz, rgb, count = jax.lax.with_sharding_constraint((xyz, rgb, count), rows)
+        return unit(weights, *dequantize(xyz, rgb), count)
 
-    return jax.jit(embed, in_shardings=(whole, rows, rows), out_shardings=whole)
+    return jax.jit(
+        embed,
+        in_shardings=(whole, rows, rows, rows),
+        out_shardings=whole,
+        compiler_options=runtime.compiler_options(),
+    )
 
 
 def _evaluate(job: _Job, train_state: state.TrainState, final: bool = False) -> None:
     """Logs the accuracies; the final ones are also written to WORKDIR/eval."""
     weights = state.evaluated(train_state)
 
-    def embed(xyz: np.ndarray, rgb: np.ndarray) -> Any:
+    def embed(xyz: np.ndarray, rgb: np.ndarray, count: np.ndarray) -> Any:
         _stop_if_asked(job, train_state)
-        return job.embed(weights, xyz, rgb)
+        return job.embed(weights, xyz, rgb, count)
 
     for evaluator in job.evaluators:
         values = dict(evaluator.run(embed, job.workdir if final else None))

@@ -15,6 +15,14 @@ from openshape_jax.config import ModelConfig
 FIXTURE = Path(__file__).parent / "fixtures" / "openshape_pointbert_tiny.npz"
 
 
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What may pass is tried again at once."""
+    from openshape_jax.data import files
+
+    monkeypatch.setattr(files, "FIRST_WAIT", 0.0)
+
+
 @pytest.fixture(scope="session")
 def golden() -> dict[str, np.ndarray]:
     """The tensors of the PyTorch original (tests/fixtures/README.md)."""

@@ -353,7 +353,7 @@ def test_an_interruption_says_what_is_kept(tmp_path, capsys, monkeypatch):
 
     def interrupted(*arguments):
         if next(count) == 40:
-            signal.raise_signal(signal.SIGINT)
+            raise KeyboardInterrupt
         return load(*arguments)
 
     monkeypatch.setattr(builder, "load_points", interrupted)
@@ -366,7 +366,7 @@ def test_an_interruption_says_what_is_kept(tmp_path, capsys, monkeypatch):
     assert run(*command) == 0
     assert "2 of 4 shards are there" in capsys.readouterr().out
 
-    monkeypatch.setattr(shapes, "sample", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(shapes, "sample", lambda *_: signal.default_int_handler(signal.SIGINT, None))
     assert run("build", "primitives/tiny", "--data_dir", tmp_path / "out") == 130
     assert "interrupted: nothing was kept of the build. The same command starts it" in capsys.readouterr().err
 

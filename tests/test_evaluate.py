@@ -75,7 +75,7 @@ def test_evaluate_gives_the_numbers_of_the_trainings_own_evaluation(data_dir, tm
     checkpoint.save_weights(tmp_path, weights, {**train.describe(config), "logit_scale": 14.28}, 0)
     embed = train.make_embed(config, sharding.make_mesh())
     evaluator = ZeroShot("primitives/tiny", config.eval, data_dir, 512)
-    expected = dict(evaluator.run(lambda xyz, rgb: embed(weights, xyz, rgb)))
+    expected = dict(evaluator.run(lambda *points: embed(weights, *points)))
     result = tmp_path / "result.json"
     options = ("--checkpoint", str(tmp_path), "--data_dir", data_dir, "--output", str(result))
     assert not command("--dataset", "primitives/tiny", *options)

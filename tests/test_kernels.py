@@ -205,7 +205,7 @@ def test_sharded_train_step_and_evaluation_lower_for_tpus():
     assert text.count(f"@{TPU_CALL}") == 2
     embed = train.make_embed(config, mesh)  # given arrays of the host, which know no mesh
     text = (
-        embed.trace(state.evaluated(first), batch["xyz"], batch["rgb"])
+        embed.trace(state.evaluated(first), batch["xyz"], batch["rgb"], np.full(b, 64, np.int32))
         .lower(lowering_platforms=("tpu",))
         .as_text()
     )

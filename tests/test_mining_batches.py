@@ -83,10 +83,7 @@ def test_hosts_read_their_rows_of_the_global_batch(config, hosts):
     whole = pipeline.dataset(config)[3]
     parts = [pipeline.dataset(config, host, hosts)[3] for host in range(hosts)]
     for key, value in whole.items():
-        together = np.empty_like(value)
-        for host, part in enumerate(parts):
-            together[host::hosts] = part[key]
-        np.testing.assert_array_equal(together, value, err_msg=key)
+        np.testing.assert_array_equal(np.concatenate([part[key] for part in parts]), value, err_msg=key)
 
 
 def test_worker_processes_make_the_same_batches(config):
@@ -172,7 +169,7 @@ def test_false_negatives_equal_the_oracle():
         assert 0 < expected.sum() < 36 - 12
     assert losses.false_negatives(image, text, has_both, group, 0.1)[0, 1]
     assert not losses.false_negatives(image, text, has_both, group, -3).any()
-    order = np.random.default_rng(1).permutation(12)  # hosts bring rows in another order, with their groups
+    order = np.random.default_rng(1).permutation(12)  # of rows, with their groups
     there = losses.false_negatives(image[order], text[order], has_both[order], group[order], 0.1)
     np.testing.assert_array_equal(
         there, losses.false_negatives(image, text, has_both, group, 0.1)[np.ix_(order, order)]

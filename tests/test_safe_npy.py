@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tenacity
+from etils import epath
 
 from openshape_jax.data import files, safe_npy
 
@@ -241,11 +241,11 @@ class Stumbles:
 
 
 def test_passing_errors_are_tried_again(monkeypatch, tmp_path):
-    monkeypatch.setattr(files._read.retry, "wait", tenacity.wait_none())
+    monkeypatch.setattr(files, "FIRST_WAIT", 0)
     stumbling = Stumbles(OSError(5, "Input/output error"), TimeoutError("busy"), OSError(116, "Stale handle"))
-    assert files._read(stumbling) == b"content"
+    assert files.persistently(stumbling.read_bytes, files._transient) == b"content"
     with pytest.raises(OSError, match="busy"):
-        files._read(Stumbles(*[OSError("busy")] * files.ATTEMPTS))
+        files.persistently(Stumbles(*[OSError("busy")] * files.ATTEMPTS).read_bytes, files._transient)
     for lasting in (
         FileNotFoundError("gone"),
         PermissionError("no"),
@@ -254,7 +254,7 @@ def test_passing_errors_are_tried_again(monkeypatch, tmp_path):
     ):
         left = Stumbles(lasting, RuntimeError("tried again"))
         with pytest.raises(type(lasting)):
-            files._read(left)
+            files.persistently(left.read_bytes, files._transient)
         assert len(left.errors) == 1
     with pytest.raises(FileNotFoundError):
         files.read_bytes(tmp_path / "none.npy")
@@ -263,9 +263,9 @@ def test_passing_errors_are_tried_again(monkeypatch, tmp_path):
 
 
 def test_a_bucket_without_its_backend_says_what_to_install(monkeypatch):
-    def read(path: Any) -> bytes:
+    def read(self: Any) -> bytes:
         raise ImportError("Please install gcsfs to access Google Storage")
 
-    monkeypatch.setattr(files, "_read", read)
+    monkeypatch.setattr(type(epath.Path("gs://bucket/x")), "read_bytes", read)
     with pytest.raises(OSError, match=r"gs://bucket/x\.npy cannot be read here: Please install gcsfs"):
         files.read_bytes("gs://bucket/x.npy")

@@ -65,8 +65,9 @@ def test_shapes_are_read_batch_by_batch_and_all_are_counted(data_dir, monkeypatc
     )
     monkeypatch.setattr(zero_shot, "LONG", 1)  # a large set: only one record is read at the start
 
-    def embed(xyz, rgb):
+    def embed(xyz, rgb, count):
         assert xyz.shape == rgb.shape == (32, 64, 3)
+        assert count.tolist() == [64] * 32
         seen.append((xyz, rgb, len(read)))
         return vectors(xyz)
 
@@ -99,8 +100,8 @@ def embed_as(label_of: dict[str, str], records: dict[str, dict], vectors: dict[s
     """An embedding function that gives each cloud the vector of a class, told by its points alone."""
     table = {np.sort(r["xyz"], axis=0).tobytes(): vectors[label_of[uid]] for uid, r in records.items()}
 
-    def embed(xyz, rgb):
-        assert len(xyz) == len(rgb) == 4
+    def embed(xyz, rgb, count):
+        assert len(xyz) == len(rgb) == len(count) == 4
         return np.stack([table[np.sort(x, axis=0).tobytes()] for x in xyz])
 
     return embed
@@ -165,7 +166,7 @@ def test_vectors_that_do_not_fit_are_refused_before_anything_is_embedded(tmp_pat
     class_features.save(folder, class_features.of_rows(MODELNET[:-1], np.eye(39, 1280), "test"))
     evaluator = ZeroShot("modelnet40", config(), str(tmp_path), 1280)
     with pytest.raises(ValueError, match="of the class 'xbox', for which its class_features.npz has no"):
-        dict(evaluator.run(lambda xyz, rgb: np.ones((len(xyz), 1280)) / 36))
+        dict(evaluator.run(lambda xyz, rgb, count: np.ones((len(xyz), 1280)) / 36))
     (folder / class_features.FILE).unlink()
     refused("it has no class features.*Take a model of width 512", 1280)
     (folder / class_features.FILE).write_bytes(b"PK")
@@ -177,7 +178,7 @@ def test_a_report_tells_the_data_sets_own_classes_from_those_of_lvis(tmp_path):
     built("objaverse_lvis", tmp_path / "raw", tmp_path)
     evaluator = ZeroShot("objaverse_lvis", config(), str(tmp_path), 16)
     rng = np.random.default_rng(0)
-    dict(evaluator.run(lambda xyz, rgb: rng.normal(size=(len(xyz), 16)), tmp_path / "run"))
+    dict(evaluator.run(lambda xyz, rgb, count: rng.normal(size=(len(xyz), 16)), tmp_path / "run"))
     fields = {"data": {"datasets": ["primitives"]}, "eval": {"datasets": ["objaverse_lvis"]}}
     (tmp_path / "run" / "config.json").write_text(json.dumps(fields))
     text = report.write(tmp_path / "run", tmp_path).read_text()

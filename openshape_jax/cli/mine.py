@@ -72,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
 
 def mine(args: argparse.Namespace, out: Path) -> None:
     """As `run`."""
+    import jax
+
     from openshape_jax import api, runtime, sharding
     from openshape_jax.data import mining, sources
     from openshape_jax.version import __version__
@@ -83,6 +85,11 @@ def mine(args: argparse.Namespace, out: Path) -> None:
             f"choose k from 1 to {len(records) - 1}."
         )
     runtime.prepare()
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"openshape mine runs in one process, with all its devices, but there are {jax.process_count()}: "
+            "start it on one host."
+        )
     mesh = sharding.make_mesh()
     batch = 32 * mesh.size if args.batch is None else args.batch
     if batch < 1:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import TypeVar
 
 import tenacity
 from etils import epath
 
-ATTEMPTS = 4  # about seven seconds in all, for a server that is busy or a mount that is restarted
+T = TypeVar("T")
+ATTEMPTS, FIRST_WAIT = 4, 1.0  # seven seconds in all, for a server that is busy or a mount that is restarted
 # Reading again mends none of these.
 LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
@@ -17,14 +19,15 @@ def _transient(error: BaseException) -> bool:
     return isinstance(error, OSError) and not isinstance(error, LASTING)
 
 
-@tenacity.retry(
-    retry=tenacity.retry_if_exception(_transient),
-    stop=tenacity.stop_after_attempt(ATTEMPTS),
-    wait=tenacity.wait_exponential(max=10) + tenacity.wait_random(0, 0.5),
-    reraise=True,
-)
-def _read(path: Any) -> bytes:
-    return path.read_bytes()
+def persistently(read: Callable[[], T], may_pass: Callable[[BaseException], bool]) -> T:
+    """What `read` returns, called again for some seconds while it raises what may pass."""
+    attempts = tenacity.Retrying(
+        retry=tenacity.retry_if_exception(may_pass),
+        stop=tenacity.stop_after_attempt(ATTEMPTS),
+        wait=tenacity.wait_exponential(FIRST_WAIT, max=10) + tenacity.wait_random(0, FIRST_WAIT / 2),
+        reraise=True,
+    )
+    return attempts(read)
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
@@ -36,6 +39,6 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
       OSError: it cannot be read; FileNotFoundError: it is not there.
     """
     try:
-        return _read(epath.Path(path))
+        return persistently(epath.Path(path).read_bytes, _transient)
     except ImportError as error:
         raise OSError(f"{path} cannot be read here: {error} (pip install does it).") from error

@@ -86,13 +86,21 @@ def dataset(config: Config, host: int = 0, hosts: int = 1) -> Any:
         return {**example(row[0], rng), "group": np.int32(row[1])}
 
     # Random choices come before the slice: they belong to the global stream, not to a host.
+    stream: Any
     if config.data.hard_negatives:
         stream = _mined(config, opened[0]).seed(config.seed).random_map(member)
     else:
         stream = mixed.seed(config.seed).random_map(example)
-    if hosts > 1:
-        stream = stream[host::hosts]
-    return stream.batch(config.batch_size // hosts, drop_remainder=True)
+    mine = config.batch_size // hosts
+    if hosts > 1:  # the rows that the host's devices own (sharding.put_batch)
+        whole = stream
+
+        def row(index: int) -> dict[str, Any]:
+            step, place = divmod(index, mine)
+            return whole[step * config.batch_size + host * mine + place]
+
+        stream = grain.MapDataset.range(sys.maxsize).map(row)
+    return stream.batch(mine, drop_remainder=True)
 
 
 def _mined(config: Config, records: sources.Records) -> Any:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from openshape_jax.data import schema
+from openshape_jax.data import files, schema
 
 
 class DatasetMissing(FileNotFoundError):
@@ -159,13 +159,23 @@ class TfdsRecords:
           ValueError: the file is cut or damaged there; says which folder to build again.
         """
         try:
-            return schema.decode(self._source[index], self._text_dim, self._image_dim)
-        except (RuntimeError, ValueError) as error:  # ArrayRecord checks hashes of its own
+            return schema.decode(self._read(index), self._text_dim, self._image_dim)
+        except (RuntimeError, ValueError) as error:
             reason = str(error).split(";")[0]
             raise ValueError(
-                f"record {index} of {self._folder} cannot be read ({reason}): delete that folder and run "
-                "`openshape data build` again."
+                f"record {index} of {self._folder} cannot be read ({reason}). Where the disk or the mounted "
+                "bucket is well, delete that folder and run `openshape data build` again."
             ) from error
+
+    def _read(self, index: int) -> bytes:
+        """The serialised record. Read again for some seconds where that fails: a mounted bucket may be away.
+
+        ArrayRecord reports that and a damaged file alike, by hashes of its own.
+        """
+        try:
+            return self._source[index]
+        except RuntimeError:
+            return files.persistently(lambda: self._source[index], lambda e: isinstance(e, RuntimeError))
 
 
 class Subset:

@@ -16,8 +16,9 @@ from openshape_jax.config import EvalConfig
 from openshape_jax.data import class_features, sources, vocabulary
 from openshape_jax.data.pipeline import draw_points
 
-# (xyz (B, N, 3) uint16, rgb (B, N, 3) uint8) -> (B, D) unit vectors, of NumPy or on the device
-Embed = Callable[[np.ndarray, np.ndarray], Any]
+# (xyz (B, N, 3) uint16, rgb (B, N, 3) uint8, count (B,)) -> (B, D) unit vectors, of NumPy or on the device;
+# points after the first `count` of a cloud repeat them in order
+Embed = Callable[[np.ndarray, np.ndarray, np.ndarray], Any]
 LONG = 5000  # shapes from which an evaluation shows a progress bar
 
 
@@ -122,9 +123,9 @@ class ZeroShot:
         while part := list(itertools.islice(shapes, size)):
             uids += [uid for uid, _, _ in part]
             labels += [label for _, label, _ in part]
-            codes = (np.stack([points[key] for _, _, points in part]) for key in ("xyz", "rgb"))
-            pad = ((0, size - len(part)), (0, 0), (0, 0))
-            waiting.append((embed(*(np.pad(c, pad, "edge") for c in codes)), len(part)))
+            part += [part[-1]] * (size - (full := len(part)))
+            batch = (np.stack([points[key] for _, _, points in part]) for key in ("xyz", "rgb", "count"))
+            waiting.append((embed(*batch), full))
             if len(waiting) > 1:
                 emb, count = waiting.pop(0)
                 out.append(np.asarray(emb)[:count])
@@ -136,8 +137,10 @@ class ZeroShot:
         for index in tqdm(range(total), desc=self._dataset, unit="shape", disable=total < LONG, leave=False):
             record = self._records[index]
             if record["label"]:
-                rng = np.random.default_rng(index)
-                yield record["uid"], record["label"], draw_points(record, self._config.num_points, rng)
+                most = self._config.num_points
+                points = draw_points(record, most, np.random.default_rng(index))
+                count = np.asarray(min(sources.num_points_of(record), most), np.int32)
+                yield record["uid"], record["label"], {**points, "count": count}
 
     def tasks(self, uids: Sequence[str], labels: Sequence[str]) -> list[Task]:
         """The tasks on all labelled shapes; one of a class that a task does not have is left out of it.

@@ -63,7 +63,11 @@ class OpenshapeEnsemble(ShardedBuilder):
             names = "\n".join(f"  {name}: {count:,} shapes" for name, count in found.absent.items())
             print(f"{line}\nNOT in this build, for there is no folder of them:\n{names}\n{line}")
         assert self.info.metadata is not None
-        self.info.metadata.update(shapes=found.counts, absent=found.absent)
+        attribution = [
+            {"creator": f"authors of {name}", "license": "see README.md", "library": name, "count": count}
+            for name, count in found.counts.items()
+        ]
+        self.info.metadata.update(shapes=found.counts, absent=found.absent, attribution=attribution)
         return found.stored
 
     def _loader(self) -> records.Load:
