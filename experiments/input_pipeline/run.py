@@ -5,6 +5,7 @@
 Makes a synthetic data set of full-size records (10,000 points, 12 image features of 1,280, five texts with
 both embeddings: 147 KB), then, on one core, measures in turns: ArrayRecord alone, read record by record in
 random order, and the training stream (random order, targets drawn, batches of 64 ready for the device).
+Both once with the files in the page cache, and once from the disk (pages are dropped before each turn).
 """
 
 from __future__ import annotations
@@ -90,6 +91,14 @@ def stream_rate(config: Config, first: int, count: int) -> float:
         return steps * BATCH / (time.perf_counter() - started)
 
 
+def drop_pages(folder: Path) -> None:
+    """Makes the kernel forget the content of the files."""
+    for path in folder.glob("*array_record*"):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def resident_mb() -> float:
     """Memory of this process now, in MB, without the pages of the files it reads."""
     pages = Path("/proc/self/statm").read_text().split()
@@ -116,15 +125,20 @@ def main() -> None:
     size = info.splits["train"].num_bytes / len(records)
     source = records._source  # type: ignore[union-attr]  # serialised
     rng = np.random.default_rng(0)
-    raw_rate(source, len(records), rng)  # into the page cache
-    raw, stream = [], []
-    for turn in range(args.rounds):
-        raw.append(raw_rate(source, 2048, rng))
-        stream.append(stream_rate(config, 50 * turn, 2048))
-    share = statistics.median(b / a for a, b in zip(raw, stream, strict=True))
     print(f"{len(records)} records of {size / 1e3:.1f} KB, one core, medians of {args.rounds} turns")
-    print(f"ArrayRecord alone   {statistics.median(raw):7.0f} records/s")
-    print(f"training stream     {statistics.median(stream):7.0f} shapes/s ({share:.0%} of it)")
+    for place in ("page cache", "disk"):
+        raw_rate(source, len(records), rng)  # into the page cache
+        raw, stream = [], []
+        for turn in range(args.rounds):
+            if place == "disk":
+                drop_pages(Path(builder.data_dir))
+            raw.append(raw_rate(source, 1024, rng))
+            if place == "disk":
+                drop_pages(Path(builder.data_dir))
+            stream.append(stream_rate(config, 50 * turn, 1024))
+        share = statistics.median(b / a for a, b in zip(raw, stream, strict=True))
+        alone, ready = statistics.median(raw), statistics.median(stream)
+        print(f"{place}: ArrayRecord {alone:.0f} records/s, stream {ready:.0f} shapes/s ({share:.0%})")
     marks = []
     with closing(pipeline.batches(config, 0)) as batches:
         for step in range(args.records // BATCH + 1):

@@ -64,9 +64,14 @@ def dataset(config: Config, host: int = 0, hosts: int = 1) -> Any:
     names = config.data.datasets
     splits = config.data.splits or (config.data.split,) * len(names)
     opened = [_open(name, split, config.data) for name, split in zip(names, splits, strict=True)]
-    # Salted by the name, so that every data set has its own order.
+    # Salted by the name, so that every data set has its own order. The source is a range, as grain measures
+    # the size of whatever a source gives: of a record that takes longer than decoding it.
     parts = [
-        grain.MapDataset.source(records).seed(config.seed ^ targets.text_hash(name)).shuffle().repeat(None)
+        grain.MapDataset.range(len(records))
+        .seed(config.seed ^ targets.text_hash(name))
+        .shuffle()
+        .repeat(None)
+        .map(records.__getitem__)
         for name, records in zip(names, opened, strict=True)
     ]
     weights = config.data.weights or tuple(float(len(r)) for r in opened)
