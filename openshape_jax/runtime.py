@@ -3,45 +3,32 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import os
 import platform
 import sys
 import zlib
 from pathlib import Path
 
+# XLA's own order of operations on CPUs lets independent ones run side by side: that gains nothing on few
+# cores and takes a third more memory (experiments/encoder_speed). Only the process-wide flag has an effect.
+IN_ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler"
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's mallopt
 
 
 def prepare(cpu_devices: int = 1) -> None:
-    """Makes JAX see `cpu_devices` devices where it runs on CPUs, the allocator keep its memory, and programs
-    be compiled only once."""
+    """Makes JAX see `cpu_devices` devices where it runs on CPUs, programs need little memory there and be
+    compiled only once, and the allocator keep its memory."""
     import jax
+
+    flags = os.environ.get("XLA_FLAGS", "")
+    if IN_ORDER not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {IN_ORDER}=false".strip()
 
     if cpu_devices > 1:
         jax.config.update("jax_num_cpu_devices", cpu_devices)
     keep_freed_memory()
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
-
-
-@functools.cache
-def compiler_options() -> dict[str, bool]:
-    """Options of `jax.jit` for large programs: on CPUs, operations in an order that needs little memory.
-
-    XLA's own order there lets independent operations run side by side: that gains nothing on few cores and
-    takes a third more memory (experiments/encoder_speed).
-    """
-    import jax
-
-    options = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
-    if jax.default_backend() != "cpu":
-        return {}
-    try:
-        jax.jit(lambda x: x, compiler_options=options).lower(0.0).compile()
-    except jax.errors.JaxRuntimeError:  # another version of XLA, without this option
-        return {}
-    return options
 
 
 def cache_folder() -> Path:

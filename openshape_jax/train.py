@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from openshape_jax import checkpoint, metrics, runtime, sharding, state
+from openshape_jax import checkpoint, metrics, sharding, state
 from openshape_jax.augment import dequantize
 from openshape_jax.config import Config, to_dict
 from openshape_jax.data import pipeline, schema, sources, vocabulary
@@ -87,7 +87,6 @@ def _run(config: Config, workdir: Path, again: str, stopped: Callable[[], str]) 
         in_shardings=(whole, rows),
         out_shardings=(whole, whole),
         donate_argnums=0,
-        compiler_options=runtime.compiler_options(),
     )
     log = metrics.Writer(workdir, first)
     embed = make_embed(config, mesh)
@@ -178,7 +177,6 @@ def make_embed(config: Config, mesh: jax.sharding.Mesh) -> Callable[..., Any]:
         embed,
         in_shardings=(whole, rows, rows, rows),
         out_shardings=whole,
-        compiler_options=runtime.compiler_options(),
     )
 
 

@@ -98,7 +98,6 @@ class Ours:
         forward = jax.jit(
             lambda p, s, x, r: models.apply(c, p, s, x, r)[0],
             in_shardings=(whole, whole, rows, rows),
-            compiler_options=runtime.compiler_options(),
         )
         self._forward = forward.lower(self.params, self.stats, xyz, rgb).compile()
         lowered = jax.jit(
@@ -106,7 +105,6 @@ class Ours:
             donate_argnums=(0, 1, 2),
             in_shardings=(whole,) * 3 + (rows,) * 2,
             out_shardings=whole,
-            compiler_options=runtime.compiler_options(),
         ).lower(self.params, self.stats, self.opt_state, xyz, rgb)
         start = time.perf_counter()
         self._step = lowered.compile()

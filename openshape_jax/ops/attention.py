@@ -38,13 +38,51 @@ def plain(q: Array, k: Array, v: Array) -> Array:
 
 def head_by_head(q: Array, k: Array, v: Array) -> Array:
     """The same, one head at a time; the batch axis stays whole, so it may be split over devices."""
-
-    @jax.checkpoint
-    def one(q, k, v):  # (B, T, D)
-        return plain(q[:, :, None], k[:, :, None], v[:, :, None])[:, :, 0]
-
-    heads = jax.lax.map(lambda qkv: one(*qkv), tuple(jnp.moveaxis(x, 2, 0) for x in (q, k, v)))
+    heads = jax.lax.map(lambda qkv: _one_head(*qkv), tuple(jnp.moveaxis(x, 2, 0) for x in (q, k, v)))
     return jnp.moveaxis(heads, 0, 2)
+
+
+@jax.custom_vjp
+def _one_head(q: Float[Array, "B T D"], k: Array, v: Array) -> Float[Array, "B T D"]:
+    return _forward(q, k, v)[0]
+
+
+def _forward(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, ...]]:
+    """(output, what the gradients need): the weights are not kept, only the logarithm of their sums."""
+    logits = _product(q, _turn(k)) * q.shape[-1] ** -0.5
+    top = logits.max(-1, keepdims=True)
+    weights = jnp.exp(logits - top)
+    total = weights.sum(-1, keepdims=True)
+    out = (_product(weights.astype(v.dtype), v) / total).astype(q.dtype)
+    return out, (q, k, v, out, (top + jnp.log(total))[..., 0])
+
+
+def _backward(kept: tuple[Array, ...], g: Array) -> tuple[Array, Array, Array]:
+    """The gradients, as in FlashAttention (arXiv 2205.14135, appendix B.2) but for the whole head at once.
+
+    Everything of size (T, T) is made transposed, keys first: then no product has to turn one of them, which
+    takes a CPU as long as the product itself.
+    """
+    q, k, v, out, log_total = kept
+    scale = q.shape[-1] ** -0.5
+    weights = jnp.exp(_product(k, _turn(q)) * scale - log_total[:, None, :])  # (B, keys, queries)
+    dv = _product(weights.astype(g.dtype), g)
+    inner = (g.astype(jnp.float32) * out).sum(-1)[:, None, :]
+    d_logits = (weights * (_product(v, _turn(g)) - inner) * scale).astype(q.dtype)
+    dk = _product(d_logits, q)
+    dq = _turn(_product(_turn(k), d_logits))
+    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
+
+
+_one_head.defvjp(_forward, _backward)
+
+
+def _turn(x: Array) -> Array:
+    return jnp.swapaxes(x, -1, -2)
+
+
+def _product(a: Array, b: Array) -> Array:
+    return jnp.matmul(a, b, preferred_element_type=jnp.float32)
 
 
 def _cudnn(q: Array, k: Array, v: Array) -> Array:
