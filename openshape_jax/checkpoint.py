@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -234,6 +235,7 @@ def _tell_failures_once() -> None:
 
     absl_logging.get_absl_logger().addFilter(news)
     logging.getLogger("asyncio").addFilter(lone)
+    warnings.filterwarnings("ignore", "coroutine '.*write_fragment' was never awaited", RuntimeWarning)
     before, sys.unraisablehook = sys.unraisablehook, hook
 
 

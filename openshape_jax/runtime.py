@@ -11,6 +11,7 @@ from pathlib import Path
 
 # XLA's own order of operations on CPUs lets independent ones run side by side: that gains nothing on few
 # cores and takes a third more memory (experiments/encoder_speed). Only the process-wide flag has an effect.
+# With several devices the order must stay XLA's: they would wait for each other's collectives for ever.
 IN_ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler"
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's mallopt
 
@@ -20,12 +21,12 @@ def prepare(cpu_devices: int = 1) -> None:
     compiled only once, and the allocator keep its memory."""
     import jax
 
-    flags = os.environ.get("XLA_FLAGS", "")
-    if IN_ORDER not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} {IN_ORDER}=false".strip()
-
     if cpu_devices > 1:
         jax.config.update("jax_num_cpu_devices", cpu_devices)
+    flags = os.environ.get("XLA_FLAGS", "")
+    alone = jax.config.jax_num_cpu_devices <= 1 and "device_count" not in flags  # type: ignore[attr-defined]
+    if alone and IN_ORDER not in flags and not jax.distributed.is_initialized():
+        os.environ["XLA_FLAGS"] = f"{flags} {IN_ORDER}=false".strip()
     keep_freed_memory()
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
