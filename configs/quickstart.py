@@ -1,4 +1,4 @@
-"""A small PointBERT on 820 real models of Sweet Home 3D and synthetic ones, on two CPU cores.
+"""A small PointBERT on 912 real models of Sweet Home 3D and synthetic ones, on two CPU cores.
 
     openshape data build sweethome3d
     openshape data build primitives

@@ -173,11 +173,7 @@ def make_embed(config: Config, mesh: jax.sharding.Mesh) -> Callable[..., Any]:
         xyz, rgb, count = jax.lax.with_sharding_constraint((xyz, rgb, count), rows)
         return unit(weights, *dequantize(xyz, rgb), count)
 
-    return jax.jit(
-        embed,
-        in_shardings=(whole, rows, rows, rows),
-        out_shardings=whole,
-    )
+    return jax.jit(embed, in_shardings=(whole, rows, rows, rows), out_shardings=whole)
 
 
 def _evaluate(job: _Job, train_state: state.TrainState, final: bool = False) -> None:

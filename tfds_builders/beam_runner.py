@@ -7,7 +7,6 @@ shard's plan and what became of it lie in a folder that all workers reach, the d
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import pickle
 import shutil
@@ -234,7 +233,7 @@ def _finished(left: dict[str, Shard], look: Look) -> Iterator[tuple[str, Written
     """The shards that are done by now; takes them out of `left`."""
     for name in look(left):
         sidecar = Path(left.pop(name).folder, f"{name}.json")
-        yield name, Written(**json.loads(sidecar.read_text(encoding="utf-8")))
+        yield name, Written.read(sidecar)
 
 
 def _cancel(result: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import abc
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,10 +96,7 @@ def read_list(path: epath.Path) -> list[dict[str, Any]]:
     Raises:
       ValueError: it is damaged or holds something else.
     """
-    try:
-        found = json.loads(files.read_bytes(path))
-    except ValueError as error:
-        raise ValueError(f"{path} is cut off or no JSON ({error}): fetch it again.") from error
+    found = files.parse_json(files.read_bytes(path), path)
     if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
         raise ValueError(f"{path} is no list of entries, one a shape: fetch it again.")
     return found
@@ -146,13 +143,13 @@ class EvaluationBuilder(ShardedBuilder, skip_registration=True):
     creator = ""  # as the report's attribution says it
     _layout: Layout
 
+    @abc.abstractmethod
     def _find(self) -> Layout:
         """The raw files in `source`.
 
         Raises:
           SourceNotFound: they are not there. ValueError: they are not what they should be.
         """
-        raise NotImplementedError
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(

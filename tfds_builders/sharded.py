@@ -6,6 +6,7 @@ byte-identical to one that ran through, on one core, on many, or on a Beam runne
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import errno
 import fcntl
@@ -24,6 +25,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
+
+from openshape_jax.data import files
 
 SHARD_SIZE = 512  # items: at 150 KB each a file is below 80 MB, and an interruption costs at most so many
 CHECKED = 32  # rejects of an earlier try that are read again at once
@@ -48,6 +51,11 @@ class Written(NamedTuple):
     num_bytes: int
     rejects: list[dict[str, str]]  # {"uid", "error"}
 
+    @classmethod
+    def read(cls, sidecar: Path) -> Written:
+        """The content of a sidecar."""
+        return cls(**json.loads(sidecar.read_text(encoding="utf-8")))
+
 
 def write_shard(shard: Shard) -> Written:
     """Writes FOLDER/NAME.array_record and then its sidecar NAME.json, which says that it is complete.
@@ -65,31 +73,28 @@ def write_shard(shard: Shard) -> Written:
     written = Written([], 0, [])
     size = 0
     try:
-        writer = ArrayRecordWriter(str(unfinished), "group_size:1")
-        try:
-            for uid, item in zip(shard.uids, shard.items, strict=True):
-                try:
-                    record = shard.loader(item)
-                except (ValueError, FileNotFoundError) as error:
-                    written.rejects.append({"uid": uid, "error": str(error)[:500]})
-                    continue
-                example = serializer.get_tf_example(shard.features.encode_example(record))
-                # Maps of a protobuf have an order of their own in every process, unless told not to.
-                data = example.SerializeToString(deterministic=True)
-                writer.write(data)
-                written.uids.append(uid)
-                size += len(data)
-        finally:
-            writer.close()
+        with files.full_disk_told(shard.folder):
+            writer = ArrayRecordWriter(str(unfinished), "group_size:1")
+            try:
+                for uid, item in zip(shard.uids, shard.items, strict=True):
+                    try:
+                        record = shard.loader(item)
+                    except (ValueError, FileNotFoundError) as error:
+                        written.rejects.append({"uid": uid, "error": str(error)[:500]})
+                        continue
+                    example = serializer.get_tf_example(shard.features.encode_example(record))
+                    # Maps of a protobuf have an order of their own in every process, unless told not to.
+                    data = example.SerializeToString(deterministic=True)
+                    writer.write(data)
+                    written.uids.append(uid)
+                    size += len(data)
+            finally:
+                writer.close()
         written = written._replace(num_bytes=size)
         os.replace(unfinished, path)
         sidecar = path.with_suffix(f".{attempt}.json.tmp")
         sidecar.write_text(json.dumps(written._asdict()), encoding="utf-8")
         os.replace(sidecar, path.with_suffix(".json"))
-    except RuntimeError as error:  # the writer reports a full disk in words only
-        if "no space left" in str(error).lower() or "RESOURCE_EXHAUSTED" in str(error):
-            raise OSError(errno.ENOSPC, "No space left on device", shard.folder) from error
-        raise
     finally:
         unfinished.unlink(missing_ok=True)
     return written
@@ -141,17 +146,17 @@ class ShardedBuilder(FileReaderBuilder, skip_registration=True):
     max_reject_fraction = 0.01
     runner: Callable[[Sequence[Shard]], Iterable[tuple[str, Written]]] | None = None
 
+    @abc.abstractmethod
     def _items(self, dl_manager: Any) -> Mapping[str, Mapping[str, Any]]:
         """{split: {uid: item}}; an item can be pickled.
 
         Raises:
           SourceNotFound: there are no raw files.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _loader(self) -> Loader:
         """item -> record; can be pickled."""
-        raise NotImplementedError
 
     def _subsets(self) -> Mapping[str, Collection[str]]:
         """{name: uids}: further splits, each a part of "train" that is not stored again."""
@@ -278,7 +283,7 @@ def _earlier(shard: Shard, pool: ThreadPoolExecutor) -> Written | None:
     path = Path(shard.folder, f"{shard.name}.json")
     if not path.is_file():
         return None
-    written = Written(**json.loads(path.read_text(encoding="utf-8")))
+    written = Written.read(path)
     whole = path.with_suffix(".array_record").is_file()  # not if a build failed after it was moved
     item_of = dict(zip(shard.uids, shard.items, strict=True)) if written.rejects else {}
 

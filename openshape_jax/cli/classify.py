@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from openshape_jax.cli.arguments import add_checkpoint
+
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
     """Adds the verb."""
@@ -15,12 +17,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     )
     p.add_argument("files", nargs="+", metavar="FILE")
     p.add_argument("--labels", required=True, help="comma-separated names, e.g. chair,table,lamp")
-    p.add_argument(
-        "--checkpoint",
-        required=True,
-        metavar="PATH",
-        help="run directory, converted model, .pt or .safetensors",
-    )
+    add_checkpoint(p)
     p.add_argument(
         "--up", choices=("y", "z"), help="up axis of the files; default: y for obj, glb, gltf, else z"
     )

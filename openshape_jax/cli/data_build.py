@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from openshape_jax.cli.arguments import add_data_dir
+
 FALLBACK_BUILT = 3  # exit status: NAME could not be had, its fallback was built
 
 
@@ -22,7 +24,7 @@ def add_parser(actions: argparse._SubParsersAction) -> None:
         help="e.g. sweethome3d, primitives/tiny (NAME/CONFIG), or mesh_folder/ANY_NAME for files of your "
         "own; all: openshape data list",
     )
-    p.add_argument("--data_dir", default="", help="default: TFDS_DATA_DIR or ~/tensorflow_datasets")
+    add_data_dir(p)
     p.add_argument(
         "--fallback", metavar="NAME", help="build this if no source of NAME can be reached (exit status 3)"
     )

@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+from openshape_jax.cli.arguments import add_data_dir
+
 
 class Built(NamedTuple):
     """A data set that is there."""
@@ -22,7 +24,7 @@ class Built(NamedTuple):
 def add_parser(actions: argparse._SubParsersAction) -> None:
     """Adds the action."""
     p = actions.add_parser("list", help="what can be built, and what is built")
-    p.add_argument("--data_dir", default="", help="default: TFDS_DATA_DIR or ~/tensorflow_datasets")
+    add_data_dir(p)
     p.set_defaults(run=run)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from openshape_jax.cli.arguments import add_data_dir
+
 MOST = 200  # more make a picture that few programs open
 
 
@@ -20,7 +22,7 @@ def add_parser(actions: argparse._SubParsersAction) -> None:
     p.add_argument("--split", default="train", help="default: train")
     p.add_argument("--seed", type=int, default=0, help="of the choice (default 0)")
     p.add_argument("--out", default="", metavar="FILE", help="default: NAME-SPLIT.png in this folder")
-    p.add_argument("--data_dir", default="", help="default: TFDS_DATA_DIR or ~/tensorflow_datasets")
+    add_data_dir(p)
     p.set_defaults(run=run)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from openshape_jax.cli.arguments import add_data_dir
+
 
 def add_parser(actions: argparse._SubParsersAction) -> None:
     """Adds the action."""
@@ -13,7 +15,7 @@ def add_parser(actions: argparse._SubParsersAction) -> None:
         description="Reads every record: counts, checksums, value ranges, features, uids, parts of splits.",
     )
     p.add_argument("name", metavar="NAME", help="as for build")
-    p.add_argument("--data_dir", default="", help="default: TFDS_DATA_DIR or ~/tensorflow_datasets")
+    add_data_dir(p)
     p.set_defaults(run=run)
 
 

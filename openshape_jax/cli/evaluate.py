@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from openshape_jax.cli.arguments import add_checkpoint, add_data_dir
+
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
     """Adds the verb."""
@@ -15,17 +17,12 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         "build` has built, or those of FILE, which holds xyz (n, N, 3), label (n,) and classes (C,), "
         "optionally rgb (n, N, 3).",
     )
-    p.add_argument(
-        "--checkpoint",
-        required=True,
-        metavar="PATH",
-        help="run directory, converted model, .pt or .safetensors",
-    )
+    add_checkpoint(p)
     what = p.add_mutually_exclusive_group(required=True)
     what.add_argument("--dataset", metavar="NAME", help="e.g. modelnet40 or scanobjectnn/obj_only")
     what.add_argument("--npz", metavar="FILE")
     p.add_argument("--split", default="test", help="of the data set (default test)")
-    p.add_argument("--data_dir", default="", help="default: TFDS_DATA_DIR or ~/tensorflow_datasets")
+    add_data_dir(p)
     p.add_argument("--batch_size", type=int, default=32, help="shapes embedded at once (default 32)")
     p.add_argument("--up", choices=("y", "z"), default="z", help="up axis of FILE's clouds (default z)")
     p.add_argument("--output", metavar="JSON", help="also write the result there")

@@ -14,6 +14,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from openshape_jax.cli.arguments import add_checkpoint, add_data_dir
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -30,15 +32,10 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         description="Embeds a data set and finds the k nearest neighbours of every shape by cosine. To train "
         "with them: --config.data.hard_negatives=FILE. After an interruption the same command goes on.",
     )
-    p.add_argument(
-        "--checkpoint",
-        required=True,
-        metavar="PATH",
-        help="run directory, converted model, .pt or .safetensors",
-    )
+    add_checkpoint(p)
     p.add_argument("--data", required=True, metavar="NAME", help="data set, NAME or NAME/CONFIG")
     p.add_argument("--split", default="train", help="split, or part of one (default train)")
-    p.add_argument("--data_dir", default="", help="default: TFDS_DATA_DIR or ~/tensorflow_datasets")
+    add_data_dir(p)
     p.add_argument("--k", type=int, default=31, help="neighbours of each shape (default 31, as OpenShape)")
     p.add_argument("--out", metavar="FILE", help="default: neighbours-NAME-SPLIT.npz")
     p.add_argument("--batch", type=int, metavar="B", help="shapes embedded at once (default 32 a device)")
@@ -218,17 +215,12 @@ def _clouds(
     import grain
     import numpy as np
 
-    from openshape_jax.data import sources
-    from openshape_jax.data.pipeline import draw_points
+    from openshape_jax.data.pipeline import points_to_embed
 
     def read(span: tuple[int, int]) -> tuple[np.ndarray, ...]:
-        rows = []
-        for i in range(*span):
-            record = records[i]
-            points = draw_points(record, num_points, np.random.default_rng(i))
-            rows.append((points["xyz"], points["rgb"], min(sources.num_points_of(record), num_points)))
+        rows = [points_to_embed(records[i], i, num_points) for i in range(*span)]
         rows += [rows[-1]] * (batch - len(rows))
-        return tuple(np.stack(column) for column in zip(*rows, strict=True))
+        return tuple(np.stack([row[key] for row in rows]) for key in ("xyz", "rgb", "count"))
 
     if not spans:
         return

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from openshape_jax.cli.arguments import add_data_dir
+
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
     """Adds the verb."""
@@ -11,7 +13,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         "report", help="write the HTML report of a run", description="Writes WORKDIR/report/index.html."
     )
     p.add_argument("workdir", metavar="WORKDIR", help="run directory of a training run")
-    p.add_argument("--data_dir", default="", help="default: TFDS_DATA_DIR or ~/tensorflow_datasets")
+    add_data_dir(p)
     p.set_defaults(run=run)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import json
 import logging
 import shutil
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openshape_jax.data import sources
+from openshape_jax.data import files, sources
 
 STALE_SECONDS = 3600.0  # a half-built folder untouched for so long belongs to no running build
 
@@ -59,7 +58,8 @@ def build(name: str, data_dir: str | Path = "", options: Options | None = None) 
         print(f"{name} is already built." + _unread(builder_class, folder, options))
     else:
         _remove_stale(folder.parent)
-        _prepare(builder)
+        with files.full_disk_told(folder):
+            builder.download_and_prepare()
     _summary(builder, folder)
     return folder
 
@@ -113,17 +113,6 @@ def finished_shards(name: str, data_dir: str | Path = "") -> list[Path] | None:
         return None
     config = config or next(iter(builder_class.builder_configs), "")  # TFDS's default is the first
     return sorted((sources.data_root(data_dir) / base / config).glob("partial.*/*.json"))
-
-
-def _prepare(builder: Any) -> None:
-    try:
-        builder.download_and_prepare()
-    except OSError:
-        raise
-    except Exception as error:  # the ArrayRecord writer reports a full disk in words only
-        if "no space left" in str(error).lower() or "RESOURCE_EXHAUSTED" in str(error):
-            raise OSError(errno.ENOSPC, "No space left on device", str(builder.data_dir)) from error
-        raise
 
 
 def _remove_stale(folder: Path) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import json
 import os
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import tenacity
 from etils import epath
@@ -42,3 +45,28 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         return persistently(epath.Path(path).read_bytes, _transient)
     except ImportError as error:
         raise OSError(f"{path} cannot be read here: {error} (pip install does it).") from error
+
+
+def parse_json(data: bytes, path: str | os.PathLike[str]) -> Any:
+    """What the JSON of a fetched file says.
+
+    Raises:
+      ValueError: it is damaged; names `path`, the file.
+    """
+    try:
+        return json.loads(data)
+    except ValueError as error:  # of the syntax, or no UTF-8
+        raise ValueError(f"{path} is cut off or no JSON ({error}): fetch it again.") from error
+
+
+@contextlib.contextmanager
+def full_disk_told(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns the words that the ArrayRecord writer has for a full disk into the OSError that it is."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        if "no space left" in str(error).lower() or "RESOURCE_EXHAUSTED" in str(error):
+            raise OSError(errno.ENOSPC, "No space left on device", os.fspath(folder)) from error
+        raise

@@ -33,6 +33,12 @@ def draw_points(
     return {"xyz": record["xyz"][order], "rgb": record["rgb"][order]}
 
 
+def points_to_embed(record: dict[str, Any], index: int, num_points: int) -> dict[str, np.ndarray]:
+    """`draw_points` of record `index`, always the same, with "count": () int32, how many are not repeated."""
+    points = draw_points(record, num_points, np.random.default_rng(index))
+    return {**points, "count": np.asarray(min(sources.num_points_of(record), num_points), np.int32)}
+
+
 def _open(name: str, split: str, config: DataConfig) -> sources.Records:
     records, _ = sources.open_split(name, split, config.data_dir)
     if records.num_bytes > config.in_memory_limit * 1e9:

@@ -95,22 +95,31 @@ def text_space(names: Sequence[str], data_dir: str | Path = "") -> str:
     return next(iter(spaces), "unknown")
 
 
+def open_folder(folder: Path, name: str = "NAME") -> Any:
+    """The TFDS builder of the data set in `folder` (.../NAME/VERSION).
+
+    Raises:
+      ValueError: its description is damaged; says to build `name` again.
+    """
+    import tensorflow_datasets as tfds
+
+    try:
+        return tfds.builder_from_directory(str(folder))
+    except Exception as error:  # protobuf's and TFDS's own errors have no common base
+        raise ValueError(
+            f"{folder} cannot be opened ({type(error).__name__}: {str(error)[:200]}): delete that folder "
+            f"and run `openshape data build {name}` again."
+        ) from error
+
+
 def open_split(name: str, split: str, data_dir: str | Path = "") -> tuple[TfdsRecords | Subset, Any]:
     """(records, tfds DatasetInfo) of one split: one that is stored, or a part of "train".
 
     Raises:
       DatasetMissing: not built. ValueError: no such split, or a damaged description.
     """
-    import tensorflow_datasets as tfds
-
     folder = find(name, data_dir)
-    try:
-        builder = tfds.builder_from_directory(str(folder))
-    except Exception as error:  # protobuf's and TFDS's own errors have no common base
-        raise ValueError(
-            f"{folder} cannot be opened ({type(error).__name__}: {str(error)[:200]}): delete that folder "
-            f"and run `openshape data build {name}` again."
-        ) from error
+    builder = open_folder(folder, name)
     if split in builder.info.splits:
         return TfdsRecords(builder, split), builder.info
     subset = folder / f"subset.{split}.npy"
@@ -122,13 +131,23 @@ def open_split(name: str, split: str, data_dir: str | Path = "") -> tuple[TfdsRe
     return Subset(TfdsRecords(builder, "train"), np.load(subset, allow_pickle=False)), builder.info
 
 
+def listed_uids(path: Path, errors: str = "strict") -> list[str] | None:
+    """The uids that the file uids.SPLIT.txt lists; None where there is none: only sharded builders write it.
+
+    Args:
+      errors: what to do with bytes that are no UTF-8, as `bytes.decode` takes it.
+    """
+    if not path.is_file():
+        return None
+    return path.read_text(encoding="utf-8", errors=errors).removesuffix("\n").split("\n")
+
+
 def uids(records: Records) -> list[str]:
     """The uid of every record, in their order; from the data set's list of them where it has one."""
     if isinstance(records, Subset):
         every = uids(records.whole)
         return [every[int(row)] for row in records.rows]
-    if isinstance(records, TfdsRecords) and records.uid_file.is_file():
-        listed = records.uid_file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    if isinstance(records, TfdsRecords) and (listed := listed_uids(records.uid_file)):
         if len(listed) != len(records):
             raise ValueError(
                 f"{records.uid_file} lists {len(listed)} shapes but there are {len(records)}: delete that "
@@ -143,7 +162,7 @@ class TfdsRecords:
 
     def __init__(self, builder: Any, split: str):
         self._folder = builder.data_dir
-        self.uid_file = Path(builder.data_dir) / f"uids.{split}.txt"  # only sharded builders write it
+        self.uid_file = Path(builder.data_dir) / f"uids.{split}.txt"
         self.num_bytes = builder.info.splits[split].num_bytes
         self._text_dim = builder.info.features["text_features"].shape[-1]
         self._image_dim = builder.info.features["image_features"].shape[-1]

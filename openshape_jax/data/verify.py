@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from openshape_jax.data import class_features, schema
+from openshape_jax.data import class_features, schema, sources
 
 SPHERE = 1 + 3**0.5 / schema.XYZ_LEVELS + 1e-6  # the unit sphere, and the rounding of three coordinates
 FILLED = 0.999  # a cloud's largest norm is 1 before it is rounded
@@ -64,17 +64,10 @@ def verify(folder: str | Path) -> Found:
     Raises:
       ValueError: the description cannot be read.
     """
-    import tensorflow_datasets as tfds
     from tqdm import tqdm
 
     folder = Path(folder)
-    try:
-        info = tfds.builder_from_directory(str(folder)).info
-    except Exception as error:  # protobuf's and TFDS's own errors have no common base
-        raise ValueError(
-            f"{folder} cannot be opened ({type(error).__name__}: {str(error)[:200]}): delete it and build "
-            "the data set again."
-        ) from error
+    info = sources.open_folder(folder).info
     found, tally, lengths = Found(), Tally(), Tally()
     metadata = dict(info.metadata or {})
     classes = {str(name) for name in metadata.get("classes", [])}
@@ -214,12 +207,12 @@ def _check_row(split: str, kind: str, row: np.ndarray, where: str, tally: Tally,
 
 
 def _uid_file(folder: Path, split: str, uids: list[str]) -> list[str]:
-    """Whether uids.SPLIT.txt lists the records; only sharded builders write such files."""
+    """Whether uids.SPLIT.txt lists the records."""
     path = folder / f"uids.{split}.txt"
-    if not path.is_file():
+    listed = sources.listed_uids(path, errors="replace")
+    if listed is None:
         others = sorted(p.name for p in folder.glob("uids.*.txt"))
         return [f"{split}: {path.name} is missing, though there is {others[0]}"] if others else []
-    listed = path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n")
     if len(listed) != len(uids):
         return [f"{split}: {path.name} lists {len(listed)} uids, but there are {len(uids)} records"]
     # A record that cannot be read is a problem of its own.

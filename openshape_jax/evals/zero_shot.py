@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from openshape_jax.config import EvalConfig
 from openshape_jax.data import class_features, sources, vocabulary
-from openshape_jax.data.pipeline import draw_points
+from openshape_jax.data.pipeline import points_to_embed
 
 # (xyz (B, N, 3) uint16, rgb (B, N, 3) uint8, count (B,)) -> (B, D) unit vectors, of NumPy or on the device;
 # points after the first `count` of a cloud repeat them in order
@@ -137,10 +137,8 @@ class ZeroShot:
         for index in tqdm(range(total), desc=self._dataset, unit="shape", disable=total < LONG, leave=False):
             record = self._records[index]
             if record["label"]:
-                most = self._config.num_points
-                points = draw_points(record, most, np.random.default_rng(index))
-                count = np.asarray(min(sources.num_points_of(record), most), np.int32)
-                yield record["uid"], record["label"], {**points, "count": count}
+                points = points_to_embed(record, index, self._config.num_points)
+                yield record["uid"], record["label"], points
 
     def tasks(self, uids: Sequence[str], labels: Sequence[str]) -> list[Task]:
         """The tasks on all labelled shapes; one of a class that a task does not have is left out of it.

@@ -7,13 +7,13 @@ import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import tensorflow_datasets as tfds
 
-from openshape_jax.data import schema, vocabulary
+from openshape_jax.data import schema, sources, vocabulary
 from openshape_jax.geometry_io import SUFFIXES, load_points
 from tfds_builders import SourceNotFound
 from tfds_builders.mesh_folder import captions
@@ -204,7 +204,8 @@ class MeshFolder(ShardedBuilder):
         )
 
     def _finish(self, folder: Path) -> None:
-        uids = [uid for split in self.info.splits for uid in _lines(folder / f"uids.{split}.txt")]
+        files = [folder / f"uids.{split}.txt" for split in self.info.splits]
+        uids = [uid for file in files for uid in sources.listed_uids(file) or ()]
         count = sum(uid in self._targets for uid in uids)
         assert self.info.metadata is not None
         self.info.metadata["with_target"] = count
@@ -267,7 +268,3 @@ def _counts(counts: Mapping[str, int]) -> str:
     listed = Counter(counts).most_common()
     more = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
     return ", ".join(f"{name} {count}" for name, count in listed[:SHOWN]) + more
-
-
-def _lines(path: Path) -> Sequence[str]:
-    return path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []

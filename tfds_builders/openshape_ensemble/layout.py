@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import sys
@@ -167,10 +166,7 @@ def _split_files(folder: epath.Path) -> dict[str, epath.Path]:
 def _json(path: epath.Path, digest: Any) -> Any:
     data = files.read_bytes(path)
     digest.update(data)
-    try:
-        return json.loads(data)
-    except ValueError as error:  # of the syntax, or no UTF-8
-        raise ValueError(f"{path} is cut off or no JSON ({error}): fetch it again.") from error
+    return files.parse_json(data, path)
 
 
 def _entries(path: epath.Path, digest: Any, dataset: str = "") -> list[Entry] | None:
