@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from openshape_jax.api import Model
+    from openshape_jax.clip import Clip
 
-__all__ = ["__version__", "load"]
+__all__ = ["__version__", "load", "load_clip"]
 
 
 def load(path: str | Path, **options: Any) -> Model:
@@ -37,3 +38,18 @@ def load(path: str | Path, **options: Any) -> Model:
     from openshape_jax.api import load as load_model  # imports jax: kept out of `import openshape_jax`
 
     return load_model(path, **options)
+
+
+def load_clip(name: str | Path, **options: Any) -> Clip:
+    """The text and image encoders of a CLIP: "openai-b32", a folder, or a repository of Hugging Face.
+
+    Args:
+      name: a key of `openshape_jax.models.clip.CLIPS`, or where the weights lie.
+      options: config, dtype, batch_size, mesh; see `openshape_jax.clip.load`.
+
+    Raises:
+      ConversionError (a ValueError): not found, no network, or tensors that do not fit; says what to do.
+    """
+    from openshape_jax.clip import load as load_model
+
+    return load_model(name, **options)

@@ -62,10 +62,10 @@ def is_foreign(path: str | Path) -> bool:
     folder = Path(path)
     if folder.is_dir():
         return not _is_run(folder) and bool(_tensor_files(folder))
-    return folder.exists() or folder.suffix in (*TORCH_SUFFIXES, ".safetensors") or _is_repository(path)
+    return folder.exists() or folder.suffix in (*TORCH_SUFFIXES, ".safetensors") or is_repository(path)
 
 
-def _is_repository(path: str | Path) -> bool:
+def is_repository(path: str | Path) -> bool:
     """Whether it can only be "owner/name": nothing local lies there, nor a folder of the owner's name."""
     return bool(_REPO.fullmatch(str(path))) and not Path(path).exists() and not Path(path).parent.exists()
 
@@ -97,7 +97,7 @@ def read(path: str | Path, ignore: tuple[str, ...] = ()) -> Raw:
     """
     local = Path(path)
     where, origin = str(path), str(local.absolute())
-    if local.suffix not in (*TORCH_SUFFIXES, ".safetensors") and _is_repository(path):
+    if local.suffix not in (*TORCH_SUFFIXES, ".safetensors") and is_repository(path):
         from openshape_jax.convert import hub
 
         local = hub.fetch(str(path), CANDIDATES)
@@ -106,13 +106,39 @@ def read(path: str | Path, ignore: tuple[str, ...] = ()) -> Raw:
         where, origin = str(local), str(local.absolute())
     if not local.exists():
         raise ConversionError(f"{path}: no such file or folder.")
-    if local.name.endswith(".index.json"):
-        entries, metadata, kind = _read_shards(local)
-    else:
-        entries, metadata, kind = _read_file(local)
+    entries, metadata, kind = _read_any(local)
     raw = _interpret(where, kind, entries, metadata, ignore)
     raw.origin = origin
     return raw
+
+
+def open_tensors(path: Path) -> dict[str, Any]:
+    """Name -> array of a file, or of all files of an index: of any model, not only ours.
+
+    Those of safetensors are `Stored`: nothing is read of them before `np.asarray`.
+
+    Raises:
+      ConversionError: unreadable, or files are missing.
+    """
+    entries = _read_any(path, lazy=True)[0]
+    return dict(entries["state_dict"] if isinstance(entries.get("state_dict"), Mapping) else entries)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An array that lies in an open safetensors file; `np.asarray` reads it."""
+
+    file: Any
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.file.get_tensor(self.name), dtype)
+
+
+def _read_any(path: Path, lazy: bool = False) -> tuple[Mapping[str, Any], dict[str, Any] | None, str]:
+    return _read_shards(path, lazy) if path.name.endswith(".index.json") else _read_file(path, lazy)
 
 
 def _choose(folder: Path) -> Path:
@@ -129,12 +155,12 @@ def _choose(folder: Path) -> Path:
     )
 
 
-def _read_file(path: Path) -> tuple[Mapping[str, Any], dict[str, Any] | None, str]:
+def _read_file(path: Path, lazy: bool = False) -> tuple[Mapping[str, Any], dict[str, Any] | None, str]:
     """(entries, our metadata, kind) of one file, chosen by its content rather than its name."""
     with path.open("rb") as file:
         start = file.read(9)
     if path.suffix == ".safetensors" or (len(start) == 9 and start[8:] == b"{" and start[:2] != b"PK"):
-        return *_read_safetensors(path), "safetensors"
+        return *_read_safetensors(path, lazy), "safetensors"
     loaded = torch_read.load(path)
     if not isinstance(loaded, Mapping):
         raise ConversionError(
@@ -144,20 +170,27 @@ def _read_file(path: Path) -> tuple[Mapping[str, Any], dict[str, Any] | None, st
     return entries, _parse_metadata(entries.pop(METADATA_KEY, None), path), "PyTorch"
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any] | None]:
+def _read_safetensors(path: Path, lazy: bool) -> tuple[dict[str, Any], dict[str, Any] | None]:
     import ml_dtypes  # noqa: F401 (makes "bfloat16" known to NumPy)
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(str(path), framework="np") as file:
-            metadata = (file.metadata() or {}).get(METADATA_KEY)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        file = safe_open(str(path), framework="np")
+        metadata = (file.metadata() or {}).get(METADATA_KEY)
+        read = _stored if lazy else type(file).get_tensor
+        tensors = {name: read(file, name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError, TypeError, AttributeError) as error:
         raise ConversionError(
             f"{path} of {path.stat().st_size} bytes cannot be read as safetensors ({error}): it is cut off "
             "or something else. Download or copy it again."
         ) from error
     return tensors, _parse_metadata(metadata, path)
+
+
+def _stored(file: Any, name: str) -> Stored:
+    kinds = {"F64": "f8", "F32": "f4", "F16": "f2", "BF16": "bfloat16", "I64": "i8", "I32": "i4", "BOOL": "?"}
+    part = file.get_slice(name)
+    return Stored(file, name, tuple(part.get_shape()), np.dtype(kinds.get(part.get_dtype(), "V")))
 
 
 def _parse_metadata(text: Any, path: Path) -> dict[str, Any] | None:
@@ -173,14 +206,14 @@ def _parse_metadata(text: Any, path: Path) -> dict[str, Any] | None:
     return metadata
 
 
-def _read_shards(index: Path) -> tuple[dict[str, Any], dict[str, Any] | None, str]:
+def _read_shards(index: Path, lazy: bool) -> tuple[dict[str, Any], dict[str, Any] | None, str]:
     entries: dict[str, Any] = {}
     metadata, kind = None, ""
     shards = shard_names(index)
     for name in sorted(set(shards.values())):
         if not (index.parent / name).is_file():
             raise ConversionError(f"{index} names {name}, which is not beside it: download that file too.")
-        found, own, kind = _read_file(index.parent / name)
+        found, own, kind = _read_file(index.parent / name, lazy)
         metadata = metadata or own
         entries.update(found)
     lacking = sorted(shards.keys() - entries.keys())
