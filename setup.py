@@ -25,7 +25,7 @@ setup(
     install_requires=[
         JAX.format(extra=""),
         "flax>=0.12.8,<0.13",
-        "optax>=0.2.5",
+        "optax>=0.2.8",
         "orbax-checkpoint>=0.12,<1",
         "tensorflow-datasets>=4.9.9",
         "importlib_resources>=6",  # imported by tensorflow-datasets, which does not ask for it

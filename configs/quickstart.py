@@ -12,7 +12,7 @@ from openshape_jax import config
 
 def get_config(variant: str = "") -> config.Config:
     """The quickstart; the choices are explained in experiments/quickstart/README.md."""
-    c = config.Config(steps=1800, batch_size=48, checkpoint_every=300, cpu_devices=2)
+    c = config.Config(steps=1750, batch_size=48, checkpoint_every=300, cpu_devices=2)
     c.model = config.ModelConfig(
         dim=192,
         depth=3,
@@ -31,7 +31,7 @@ def get_config(variant: str = "") -> config.Config:
     c.augment.dropout, c.augment.partial, c.augment.sparse, c.augment.noise_sigma = 0.5, 0.2, 0.2, 0.01
     c.augment.stretch, c.augment.mirror, c.augment.gray = 0.25, 0.5, 0.85
     c.loss.class_aware = True
-    c.optim.learning_rate, c.optim.weight_decay = 1e-3, 0.05
+    c.optim.name, c.optim.learning_rate, c.optim.weight_decay = "muon", 1e-3, 0.05
     c.optim.schedule, c.optim.warmup_steps, c.optim.ema, c.optim.clip_norm = "cosine", 60, 0.995, 1.0
     c.eval.datasets, c.eval.num_points, c.eval.views = ("sweethome3d",), 2048, 4
     c.eval.every, c.eval.report = 1000, True

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, Num, PRNGKeyArray, UInt
 
 from openshape_jax.config import AugmentConfig
 from openshape_jax.data.schema import GRAY
+from openshape_jax.ops import gather
 
 PROBED = 128  # points that place the cut of `partial`
 FEWEST = 64  # distinct points that `sparse` and `partial` keep at least
@@ -24,8 +25,10 @@ def dequantize(xyz: UInt[Array, "... 3"], rgb: UInt[Array, "... 3"]) -> tuple[Ar
 
 def shuffle(key: PRNGKeyArray, xyz: Num[Array, "B N 3"], rgb: Num[Array, "B N 3"]) -> tuple[Array, Array]:
     """The points of each cloud in a random order of its own (ball query takes the first hits)."""
-    order = jnp.argsort(jax.random.bits(key, xyz.shape[:2]), axis=1)[..., None]
-    return jnp.take_along_axis(xyz, order, 1), jnp.take_along_axis(rgb, order, 1)
+    order = jnp.argsort(jax.random.bits(key, xyz.shape[:2]), axis=1)
+    both = jnp.concatenate([xyz.astype(jnp.float32), rgb.astype(jnp.float32)], -1)  # codes stay exact
+    moved = jax.vmap(gather)(both, order)
+    return moved[..., :3].astype(xyz.dtype), moved[..., 3:].astype(rgb.dtype)
 
 
 def unit_sphere(xyz: Float[Array, "N 3"], count: Int[Array, ""] | None = None) -> Float[Array, "N 3"]:

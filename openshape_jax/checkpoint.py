@@ -23,8 +23,13 @@ from absl import logging as absl_logging
 from openshape_jax.config import Config, ConfigError, difference, to_dict
 from openshape_jax.state import TrainState, evaluated
 
+# Fields that say where a run computes and not what: any checkpoint goes on under other values.
+PLACEMENT = ("cpu_devices", "fsdp")
 # Files of orbax that log, traceback and all, a failed write that they also raise.
 REPEATERS = ("future.py", "async_checkpointer.py", "checkpoint_manager.py")
+
+
+FORMAT = 1  # of what a checkpoint holds; one of a later format is not read
 
 
 class CheckpointError(RuntimeError):
@@ -49,12 +54,13 @@ class Checkpoints:
         """
         self._finish()  # here and not in orbax, so that a failure is told of the step it belongs to
         step = int(state.step)
-        weights = jax.tree.map(np.asarray, evaluated(state))
         scale = np.exp(np.asarray(state.params["logit_scale"], np.float64))
         args = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state),
-            weights=ocp.args.PyTreeSave(_string_keys(weights)),
-            metadata=ocp.args.JsonSave({**metadata, "step": step, "logit_scale": float(scale)}),
+            weights=ocp.args.PyTreeSave(_string_keys(evaluated(state))),
+            metadata=ocp.args.JsonSave(
+                {**metadata, "format": FORMAT, "step": step, "logit_scale": float(scale)}
+            ),
         )
         with self._explained(f"the checkpoint of step {step}"):
             if step not in self._manager.all_steps():
@@ -111,6 +117,8 @@ class Checkpoints:
             )
         shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         for step in steps:
+            with suppress(OSError, ValueError):  # damaged: the restore that follows says so
+                _metadata(self.folder / str(step))
             self._check_fits(step, shapes)
             try:
                 args = ocp.args.PyTreeRestore(
@@ -186,7 +194,8 @@ def save_weights(
     """
     _tell_failures_once()
     args = ocp.args.Composite(
-        weights=ocp.args.PyTreeSave(_string_keys(dict(weights))), metadata=ocp.args.JsonSave(dict(metadata))
+        weights=ocp.args.PyTreeSave(_string_keys(dict(weights))),
+        metadata=ocp.args.JsonSave({**metadata, "format": FORMAT}),
     )
     try:
         with ocp.CheckpointManager(Path(folder).absolute() / "checkpoints") as manager:
@@ -267,12 +276,29 @@ def load_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], int]
                 shapes = reader.metadata(candidate / "weights").item_metadata.tree
                 args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), dict(shapes))
                 weights = reader.restore(candidate / "weights", restore_args=args)
-            metadata = json.loads((candidate / "metadata" / "metadata").read_text())
+            metadata = _metadata(candidate)
+        except CheckpointError:
+            raise
         except Exception as error:
             print(f"WARNING: {candidate} cannot be read ({_first_line(error)}); trying an older checkpoint.")
             continue
         return _int_keys(weights), metadata, int(candidate.name)
     raise CheckpointError(f"none of the checkpoints in {folder} can be read; train again or use another run.")
+
+
+def _metadata(folder: Path) -> dict[str, Any]:
+    """What the checkpoint of one step says of itself.
+
+    Raises:
+      CheckpointError: it is of a later format. OSError, ValueError: damaged.
+    """
+    metadata = json.loads((folder / "metadata" / "metadata").read_text())
+    if metadata.get("format", FORMAT) > FORMAT:
+        raise CheckpointError(
+            f"{folder} was written by openshape_jax {metadata.get('version')} in format {metadata['format']}; "
+            f"this version reads formats up to {FORMAT}: pip install --upgrade openshape_jax."
+        )
+    return metadata
 
 
 @contextmanager
@@ -321,7 +347,10 @@ def check_workdir(workdir: Path, config: Config) -> None:
     except json.JSONDecodeError:
         old = {"(unreadable)": path.read_text()[:80]}
     # A field that came with a later version had what is now its default.
-    if lines := difference(_with_defaults(old, _described(Config())), _described(config)):
+    before, now = _with_defaults(old, _described(Config())), _described(config)
+    for name in PLACEMENT:
+        before[name] = now[name]
+    if lines := difference(before, now):
         raise ConfigError(
             f"{workdir} holds a run with another config:\n  "
             + "\n  ".join(lines)

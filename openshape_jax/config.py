@@ -36,6 +36,12 @@ class ModelConfig:
     project: bool = True  # False: the class token is the embedding (demo B/32)
     dtype: str = "float32"  # compute type; "bfloat16" pays on accelerators, not on CPUs
     remat: bool = False  # recompute block activations in the backward pass to save memory
+    remat_policy: str = "nothing"  # what is kept of a block then: "nothing" or "dots" (products of matrices)
+    # Parts in which the transformer takes each device's share of a training batch: its memory is that of one
+    # part, for a second forward pass, and the gradients are those of the whole batch (GradCache, arXiv
+    # 2101.06983).
+    microbatches: int = 1
+    drop_path: float = 0.0  # probability to skip the last block for a shape, linear from 0 (arXiv 1603.09382)
 
 
 @dataclass
@@ -50,6 +56,8 @@ class DataConfig:
     num_points: int = 10_000  # drawn without replacement from each stored cloud at every visit
     # Sources of texts to draw from, e.g. ("class", "synonym"); (): those of the paper (data/targets.py).
     text_sources: tuple[str, ...] = ()
+    texts: int = 1  # targets drawn for a shape at every visit, each another where there are so many
+    images: int = 1  # likewise
     class_text_share: float = 0.0  # probability to take the class name whatever the other sources say
     use_text_filter: bool = True  # leave out metadata texts that GPT-4 found to say nothing (OpenShape)
     prompt_engineering: bool = True  # features averaged over prompt templates where there are any (OpenShape)
@@ -90,7 +98,13 @@ class LossConfig:
     text_weight: float = 1.0
     image_weight: float = 1.0
     logit_scale: float = 14.28  # initial 1 / temperature (OpenShape)
+    separate_scales: bool = False  # one learnt scale for texts and one for images (MixCon3D)
+    max_logit_scale: float = 0.0  # the scale never exceeds it (CLIP: 100); 0: no limit
+    projections: bool = False  # learnt linear maps of the text and the image targets
     class_aware: bool = False  # shapes of a batch that share a text target are all positives
+    decoupled: bool = False  # several positives do not compete with each other (HOLA)
+    hardness: float = 0.0  # beta: negatives count in proportion to exp(beta x logit) (arXiv 2010.04592)
+    top_k: int = 0  # only the k nearest negatives count; 0: all
     # With data.hard_negatives: a negative of the own group is left out where cos(image, its text) exceeds
     # cos(image, the negative's text) by no more than this (OpenShape); -3: none is.
     false_negative_margin: float = 0.1
@@ -98,8 +112,9 @@ class LossConfig:
 
 @dataclass
 class OptimConfig:
-    """AdamW; weight decay falls on every parameter, as in the original."""
+    """Weight decay falls on every parameter, as in the original."""
 
+    name: str = "adamw"  # or "muon", AdamW but for matrices: fewer steps to the same loss where data are few
     learning_rate: float = 5e-4
     weight_decay: float = 0.01
     b1: float = 0.9
@@ -109,7 +124,9 @@ class OptimConfig:
     warmup_steps: int = 0
     decay_rate: float = 0.967  # of "step": factor every decay_every steps
     decay_every: int = 10_000
+    layer_decay: float = 1.0  # rate of a block relative to the one after it (as BEiT, arXiv 2106.08254)
     ema: float = 0.0  # decay of the moving average used for evaluation; 0: none
+    nonfinite: str = "stop"  # a step whose loss or gradient is not finite: "stop", or "skip" it and count
 
 
 @dataclass
@@ -132,6 +149,7 @@ class Config:
     checkpoint_every: int = 1_000  # steps
     checkpoints_kept: int = 3
     cpu_devices: int = 1  # on CPUs the batch is split over so many devices; 2 fit two cores
+    fsdp: int = 0  # devices over which parameters are split; 0: a host's, from 100 M parameters on
     resume: str = "auto"  # "force": go on although the workdir holds another config's run
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -162,7 +180,8 @@ def validate(config: Config) -> Config:
         "checkpoint_every": config.checkpoint_every, "checkpoints_kept": config.checkpoints_kept,
         "model.dim": m.dim, "model.depth": m.depth, "model.heads": m.heads, "model.mlp_dim": m.mlp_dim,
         "model.patches": m.patches, "model.nsample": m.nsample, "model.radius": m.radius,
-        "model.embed_dim": m.embed_dim, "data.num_points": d.num_points,
+        "model.embed_dim": m.embed_dim, "model.microbatches": m.microbatches, "data.num_points": d.num_points,
+        "data.texts": d.texts, "data.images": d.images, "optim.layer_decay": o.layer_decay,
         "optim.learning_rate": o.learning_rate, "eval.batch_size": e.batch_size, "eval.views": e.views,
         "loss.logit_scale": config.loss.logit_scale,
     }  # fmt: skip
@@ -171,7 +190,10 @@ def validate(config: Config) -> Config:
             raise ConfigError(f"{path} is {value}; it must be positive.")
     for path, value, allowed in (
         ("model.dtype", m.dtype, ("float32", "bfloat16")),
+        ("model.remat_policy", m.remat_policy, ("nothing", "dots")),
+        ("optim.name", o.name, ("adamw", "muon")),
         ("optim.schedule", o.schedule, ("step", "cosine", "constant")),
+        ("optim.nonfinite", o.nonfinite, ("stop", "skip")),
         ("resume", config.resume, ("auto", "force")),
     ):
         if value not in allowed:
@@ -179,6 +201,7 @@ def validate(config: Config) -> Config:
     a = config.augment
     ranges = {  # path: (value, lowest, highest)
         "seed": (config.seed, 0, 2**31 - 1), "cpu_devices": (config.cpu_devices, 1, 1024),
+        "fsdp": (config.fsdp, 0, 1 << 16), "model.drop_path": (m.drop_path, 0, 0.95),
         "model.sa_dim": (m.sa_dim, 1, 1 << 16), "data.prefetch": (d.prefetch, 0, 1 << 16),
         "data.workers": (d.workers, 0, 1024),
         "data.class_text_share": (d.class_text_share, 0, 1),
@@ -194,16 +217,23 @@ def validate(config: Config) -> Config:
         "loss.text_weight": (config.loss.text_weight, 0, 1e6),
         "loss.image_weight": (config.loss.image_weight, 0, 1e6),
         "loss.false_negative_margin": (config.loss.false_negative_margin, -3, 3),
+        "loss.max_logit_scale": (config.loss.max_logit_scale, 0, 1e6),
+        "loss.hardness": (config.loss.hardness, 0, 100), "loss.top_k": (config.loss.top_k, 0, 1 << 16),
         "optim.weight_decay": (o.weight_decay, 0, 10),
         "optim.b1": (o.b1, 0, 0.999999), "optim.b2": (o.b2, 0, 0.999999),
         "optim.learning_rate": (o.learning_rate, 0, 1e38), "optim.clip_norm": (o.clip_norm, 0, 1e9),
         "optim.warmup_steps": (o.warmup_steps, 0, 1 << 40), "optim.decay_rate": (o.decay_rate, 1e-6, 1),
         "optim.decay_every": (o.decay_every, 1, 1 << 40), "optim.ema": (o.ema, 0, 0.9999999),
+        "optim.layer_decay": (o.layer_decay, 0.01, 1),
         "eval.every": (e.every, 0, 1 << 40),
     }  # fmt: skip
     for path, (value, low, high) in ranges.items():
         if not low <= value <= high:
             raise ConfigError(f"{path} is {value}; it must be from {low} to {high}.")
+    if config.batch_size % m.microbatches:
+        raise ConfigError(
+            f"model.microbatches is {m.microbatches}; it must divide batch_size ({config.batch_size})."
+        )
     if not d.datasets:
         raise ConfigError("data.datasets is empty; name at least one data set.")
     if d.weights and (len(d.weights) != len(d.datasets) or min(d.weights) <= 0):
@@ -263,8 +293,10 @@ def load(path_and_variant: str, overrides: Sequence[str] = ()) -> Config:
 def smoke(config: Config) -> Config:
     """The same job as a one-minute run on the synthetic set: fewer points, patches, blocks and steps."""
     config.steps, config.batch_size, config.log_every, config.checkpoint_every = 60, 16, 5, 30
-    config.cpu_devices = 1
-    config.data = dataclasses.replace(config.data, datasets=("primitives/tiny",), weights=(), num_points=512)
+    config.cpu_devices = config.fsdp = 1
+    config.data = dataclasses.replace(
+        config.data, datasets=("primitives/tiny",), weights=(), num_points=512, workers=0
+    )
     config.eval = dataclasses.replace(
         config.eval, datasets=("primitives/tiny",), num_points=512, batch_size=16, every=0
     )
@@ -280,6 +312,8 @@ def smoke(config: Config) -> Config:
         radius=0.35,
         nsample=32,
         embed_dim=512,
+        dtype="float32",
+        microbatches=1,
     )
     config.optim = dataclasses.replace(config.optim, warmup_steps=min(config.optim.warmup_steps, 10))
     return config

@@ -13,14 +13,14 @@ def explain(error: Exception) -> str | int:
     OPENSHAPE_DEBUG=1 to see the traceback of those too.
     """
     from openshape_jax.checkpoint import CheckpointError
-    from openshape_jax.train import Interrupted
+    from openshape_jax.watch import Interrupted
 
     expected = (ValueError, OSError, FloatingPointError, CheckpointError, Interrupted)
     if os.environ.get("OPENSHAPE_DEBUG") or not isinstance(error, expected):
         raise error
     if isinstance(error, Interrupted):
         print(f"\n{error}")
-        return 130
+        return error.code
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         where = error.filename or error
         return f"error: the disk is full ({where}). Free some space and start the same command again."

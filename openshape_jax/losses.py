@@ -1,10 +1,80 @@
-"""Contrastive losses between shape embeddings and CLIP targets over the global batch."""
+"""Contrastive losses between shape embeddings and CLIP targets over the global batch.
+
+A batch has B shapes and K targets, each of one shape. The K logits of a shape are made in blocks of targets,
+and again for the gradients, so that memory grows with B and not with B x K; one block holds all of a small
+batch.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from openshape_jax.ops.placement import split_rows, whole
+
+BLOCK = 2048  # targets whose logits stand in memory together
+NONE = -1e30  # the logarithm of no term at all; finite, so that gradients are
+
+# (shapes, targets), both with what `Rows.notes` holds -> (I, J) [i, j] of shape i and target j
+Relation = Callable[["Rows", "Rows"], Bool[Array, "I J"]]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Rows:
+    """Shapes or targets, one in a row."""
+
+    emb: Float[Array, "n D"]  # any length
+    owner: Int[Array, n]  # the shape that a row is or describes
+    has: Bool[Array, n]  # False: the row is padding
+    notes: dict[str, Array] = field(default_factory=dict)  # (n, ...) what relations need
+
+
+@dataclass(frozen=True)
+class Form:
+    """Which form of the contrastive loss; the default is CLIP's InfoNCE.
+
+    The wanted targets of a shape are its own and those that `positives` adds. Its negatives are all others
+    but those that `ignored` takes out.
+    """
+
+    positives: Relation | None = None  # further wanted pairs
+    ignored: Relation | None = None  # pairs that are no negatives; wanted ones stay
+    # beta of hard-negative sampling (arXiv 2010.04592, eq. 4): a negative counts in proportion to exp(beta x
+    # its logit), all of them together as many as they are; 0: each once.
+    hardness: float = 0.0
+    top_k: int = 0  # only the k negatives nearest to a row count; 0: all
+    # Each wanted target competes with the negatives alone (HOLA, arXiv 2606.01334); False: with the other
+    # wanted ones too, as in the supervised contrastive loss (arXiv 2004.11362, the sum outside the
+    # logarithm).
+    decoupled: bool = False
+
+
+def rows(
+    emb: Float[Array, "B D"],
+    target: Float[Array, "B M D"],
+    has: Bool[Array, "B M"],
+    notes: dict[str, Array] | None = None,
+    target_notes: dict[str, Array] | None = None,
+) -> tuple[Rows, Rows]:
+    """(shapes, targets) of B shapes with M targets each.
+
+    Args:
+      has: which of the targets are there.
+      notes: (B, ...) of the shapes, which their targets get too. target_notes: (B, M, ...) of the targets
+      alone.
+    """
+    b, m = has.shape
+    owner, notes = jnp.arange(b), notes or {}
+    of_targets = {key: jnp.repeat(note, m, axis=0) for key, note in notes.items()}
+    of_targets |= {key: note.reshape(b * m, *note.shape[2:]) for key, note in (target_notes or {}).items()}
+    targets = Rows(target.reshape(b * m, -1), jnp.repeat(owner, m), has.reshape(-1), of_targets)
+    return Rows(emb, owner, has.any(1), notes), targets
 
 
 def normalize(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
@@ -13,77 +83,169 @@ def normalize(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
 
 
 def contrastive(
-    shape_emb: Float[Array, "B D"],
-    target: Float[Array, "B D"],
-    logit_scale: Float[Array, ""],
-    has_target: Bool[Array, B] | None = None,
-    positives: Bool[Array, "B B"] | None = None,
-    ignored: Bool[Array, "B B"] | None = None,
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """(loss, accuracy): the mean of the shape-to-target and target-to-shape cross-entropies.
+    shapes: Rows, targets: Rows, logit_scale: Float[Array, ""], form: Form | None = None, block: int = BLOCK
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """(loss, what shapes see): the mean of the shape-to-target and target-to-shape cross-entropies.
 
-    The softmax runs over the rows that have a target. With `positives`, the wanted distribution of a
-    row is uniform over its positives (the supervised contrastive loss of arXiv 2004.11362, with the
-    sum outside the logarithm); without, it is InfoNCE as in CLIP. No target at all gives loss 0.
+    A row's loss is the mean over its wanted partners w of -log(exp(l_w) / (exp(l_w) + other wanted +
+    negatives)), l being logit_scale times the cosine. No target at all gives loss 0.
+    Shapes see "top1", the share of them whose best target is a wanted one, and with `ignored` also
+    "ignored_pairs", how many targets are left out for a shape on average.
 
     Args:
-      shape_emb: (B, D), any length. target: (B, D), any length.
+      shapes: emb (B, D); has: those that have a target. targets: emb (K, D), one or more for each shape.
       logit_scale: the factor on cosines, exp of the learnt parameter.
-      has_target: (B,) rows that take part; None: all.
-      positives: (B, B), [i, j] true where target j also describes shape i; the diagonal is implied.
-      ignored: (B, B), [i, j] true where target j is no negative of shape i, in either direction; a positive
-        stays one. None: every other pair is a negative.
+      block: rows of the other side whose logits are held at once; K or more: no blocks.
     """
-    b = shape_emb.shape[0]
-    has = jnp.ones(b, bool) if has_target is None else has_target
-    logits = logit_scale * normalize(shape_emb) @ normalize(target).T
-    wanted = jnp.eye(b, dtype=bool) if positives is None else positives | jnp.eye(b, dtype=bool)
-    pair = has[:, None] & has[None, :]
-    kept = pair if ignored is None else pair & (wanted | ~ignored)
-    logits = jnp.where(kept, logits, -jnp.inf)
-    wanted = wanted & pair
-    count = jnp.maximum(has.sum(), 1)
-
-    def one_way(logits, wanted):
-        safe = jnp.where(has[:, None], logits, 0.0)  # rows without target: finite, then masked out
-        log_prob = jax.nn.log_softmax(safe, axis=-1)
-        share = wanted / jnp.maximum(wanted.sum(-1, keepdims=True), 1)
-        row = -jnp.where(wanted, log_prob * share, 0.0).sum(-1)
-        return jnp.where(has, row, 0.0).sum() / count
-
-    best = jnp.argmax(jnp.where(has[:, None], logits, 0.0), -1)
-    hit = jnp.take_along_axis(wanted, best[:, None], 1)[:, 0] & has
-    return 0.5 * (one_way(logits, wanted) + one_way(logits.T, wanted.T)), hit.sum() / count
+    form = form or Form()
+    unit = [Rows(normalize(r.emb), r.owner, r.has, r.notes) for r in (shapes, targets)]
+    forth, seen = _one_way(unit[0], unit[1], logit_scale, form, block, forward=True)
+    back, _ = _one_way(unit[1], unit[0], logit_scale, form, block, forward=False)
+    return 0.5 * (forth + back), seen
 
 
-def shared_text(text_id: Int[Array, B], text_ids: Int[Array, "B T"]) -> Bool[Array, "B B"]:
-    """[i, j] true where the text drawn for shape j is also one of the texts of shape i.
+def _one_way(
+    rows: Rows, keys: Rows, scale: Array, form: Form, block: int, forward: bool
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """(mean loss, what they see) of `rows`, each to find its partners among `keys`; rows are shapes if
+    `forward`."""
+    rows = jax.tree.map(split_rows, rows)
+    count = len(keys.has)
+    keys = jax.tree.map(whole, keys)
+    blocks = _blocks(keys, block) if count > block else None
+
+    def related(part: Rows) -> tuple[Array, Array, Array, Array]:
+        """(logits, wanted, negative, ignored), each (rows, keys of the part)."""
+        pair = (lambda f: f(rows, part)) if forward else (lambda f: f(part, rows).T)
+        logits = scale * jnp.matmul(rows.emb, part.emb.T, precision=jax.lax.Precision.HIGHEST)
+        both = rows.has[:, None] & part.has
+        wanted = rows.owner[:, None] == part.owner
+        if form.positives is not None:
+            wanted = wanted | pair(form.positives)
+        ignored = both & False if form.ignored is None else both & ~wanted & pair(form.ignored)
+        return logits, wanted & both, both & ~wanted & ~ignored, ignored
+
+    def over_blocks(step: Callable[[Any, Rows], Any], start: Any) -> Any:
+        if blocks is None:
+            return step(start, keys)
+        return jax.lax.scan(lambda seen, part: (jax.checkpoint(step)(seen, part), None), start, blocks)[0]
+
+    def gather(seen: dict[str, Array], part: Rows) -> dict[str, Array]:
+        logits, wanted, negative, ignored = related(part)
+        kept = jax.lax.stop_gradient(jnp.where(wanted | negative, logits, NONE))
+        place = jnp.argmax(kept, 1)[:, None]
+        best = jnp.take_along_axis(kept, place, 1)[:, 0]
+        better = best > seen["best"]
+        new = {
+            "wanted": _and(seen["wanted"], logits, wanted),
+            "wanted_sum": seen["wanted_sum"] + jnp.where(wanted, logits, 0).sum(1),
+            "wanted_count": seen["wanted_count"] + wanted.sum(1),
+            "best": jnp.where(better, best, seen["best"]),
+            "hit": jnp.where(better, jnp.take_along_axis(wanted, place, 1)[:, 0], seen["hit"]),
+            "ignored": seen["ignored"] + ignored.sum(1),
+        }
+        if form.top_k:
+            every = jnp.concatenate([seen["hardest"], jnp.where(negative, logits, NONE)], 1)
+            return {**new, "hardest": jax.lax.top_k(every, form.top_k)[0]}
+        return {**new, **_negatives(form, seen, logits, negative)}
+
+    none, zero = jnp.full(len(rows.has), NONE), jnp.zeros(len(rows.has))
+    empty = {"negatives": none, "weights": none, "negative_count": zero}
+    start = {key: zero for key in ("wanted_sum", "wanted_count", "ignored")}
+    start |= {"wanted": none, "best": none, "hit": rows.has & False}
+    if form.top_k:
+        start["hardest"] = jnp.full((len(rows.has), form.top_k), NONE)
+    else:
+        start |= empty
+    seen = over_blocks(gather, start)
+    if form.top_k:
+        seen |= _negatives(form, empty, seen["hardest"], seen["hardest"] > NONE / 2)
+    negatives = seen["negatives"]
+    if form.hardness:
+        weighted = negatives - seen["weights"] + jnp.log(jnp.maximum(seen["negative_count"], 1))
+        negatives = jnp.where(seen["negative_count"] > 0, weighted, NONE)
+
+    counted = jnp.maximum(seen["wanted_count"], 1)
+    if form.decoupled:
+
+        def compete(total: Array, part: Rows) -> Array:
+            logits, wanted, _, _ = related(part)
+            cost = jax.nn.softplus(jnp.where(wanted, negatives[:, None] - logits, 0))
+            return total + jnp.where(wanted, cost, 0).sum(1)
+
+        loss = over_blocks(compete, zero) / counted
+    else:
+        loss = jnp.logaddexp(seen["wanted"], negatives) - seen["wanted_sum"] / counted
+    total = jnp.maximum(rows.has.sum(), 1)
+    found = {"top1": (seen["hit"] & rows.has).sum() / total}
+    if form.ignored is not None:
+        found["ignored_pairs"] = seen["ignored"].sum() / len(rows.has)
+    return jnp.where(rows.has, loss, 0).sum() / total, found
+
+
+def _negatives(form: Form, seen: dict[str, Array], logits: Array, negative: Array) -> dict[str, Array]:
+    """Sums over the negatives, as logarithms: of their (weighted) terms, and of their weights."""
+    beta = form.hardness
+    out = {key: seen[key] for key in ("weights", "negative_count")}
+    if beta:
+        out["weights"] = _and(seen["weights"], beta * logits, negative)
+        out["negative_count"] = seen["negative_count"] + negative.sum(1)
+    return {**out, "negatives": _and(seen["negatives"], (1 + beta) * logits, negative)}
+
+
+def _and(log_sum: Float[Array, R], logits: Float[Array, "R C"], mask: Bool[Array, "R C"]) -> Float[Array, R]:
+    """The logarithm of exp(log_sum) and of exp(logits) where mask, summed up."""
+    return jnp.logaddexp(log_sum, jax.nn.logsumexp(jnp.where(mask, logits, NONE), axis=1))
+
+
+def _blocks(keys: Rows, block: int) -> Rows:
+    """The keys in blocks (n, block, ...), the last one padded with rows that do not take part."""
+    short = -len(keys.has) % block
+
+    def cut(x: Array) -> Array:
+        padded = jnp.pad(x, [(0, short)] + [(0, 0)] * (x.ndim - 1))
+        return padded.reshape(-1, block, *x.shape[1:])
+
+    return jax.tree.map(cut, keys)
+
+
+def shared_text(shapes: Rows, targets: Rows) -> Bool[Array, "I J"]:
+    """[i, j] true where target j is one of the texts of shape i.
+
+    Needs the notes text_ids (I, T) of shapes, all texts of each padded with -1, and text_id (J,) of targets.
+    """
+    text_ids, text_id = shapes.notes["text_ids"], targets.notes["text_id"]
+    return ((text_ids[:, :, None] == text_id) & (text_id >= 0)).any(1)
+
+
+def false_negatives(margin: float) -> Relation:
+    """[i, j] true where target j, of a shape of the group of shape i, probably is no negative of it.
+
+    That is where the shape's text fits i's image: cos(image_i, text_i) - cos(image_i, text_j) <= margin
+    (arXiv 2305.10764, "hard negative mining"), the same pairs for texts and images. A pair in which a shape
+    lacks
+    an image or a text stays a negative: nothing is known of it. Departure: the authors' code multiplies such
+    logits by 0 instead of leaving them out, and fails where a text is missing.
+
+    Needs `pair_notes` as notes of the shapes and of their targets.
+    """
+
+    def ignored(shapes: Rows, targets: Rows) -> Array:
+        a, b = shapes.notes, targets.notes
+        sims = jnp.matmul(a["image_of"], b["text_of"].T, precision=jax.lax.Precision.HIGHEST)
+        near = a["fit"][:, None] - sims <= margin
+        other = shapes.owner[:, None] != targets.owner
+        return near & other & (a["group"][:, None] == b["group"]) & a["has_both"][:, None] & b["has_both"]
+
+    return ignored
+
+
+def pair_notes(image: Float[Array, "B D"], text: Array, has_both: Bool[Array, B], group: Array) -> dict:
+    """What `false_negatives` needs of each shape: its image and text, and which group it belongs to.
 
     Args:
-      text_id: (B,) id of the drawn text, -1 for none.
-      text_ids: (B, T) ids of all texts of a shape, padded with -1.
+      image, text: (B, D) any length. has_both: (B,) shapes with both. group: (B,) ids.
     """
-    return ((text_ids[:, :, None] == text_id[None, None, :]) & (text_id >= 0)).any(1)
-
-
-def false_negatives(
-    image: Float[Array, "B D"],
-    text: Float[Array, "B D"],
-    has_both: Bool[Array, B],
-    group: Int[Array, B],
-    margin: float,
-) -> Bool[Array, "B B"]:
-    """[i, j] true where shape j, of the group of shape i, probably is no negative: its text fits i's image.
-
-    That is cos(image_i, text_i) - cos(image_i, text_j) <= margin (arXiv 2305.10764, "hard negative mining"),
-    the same pairs for texts and images. A pair in which a shape lacks an image or a text stays a negative:
-    nothing is known of it. Departure: the authors' code multiplies such logits by 0 instead of leaving them
-    out, and fails where a text is missing.
-
-    Args:
-      image, text: (B, D) targets, any length. has_both: (B,) shapes with both. group: (B,) ids of groups.
-    """
-    sims = jnp.matmul(normalize(image), normalize(text).T, precision=jax.lax.Precision.HIGHEST)
-    near = jnp.diagonal(sims)[:, None] - sims <= margin
-    other = ~jnp.eye(len(group), dtype=bool)
-    return near & other & (group[:, None] == group) & has_both[:, None] & has_both
+    image, text = normalize(image), normalize(text)
+    fit = (image * text).sum(-1)
+    return {"image_of": image, "text_of": text, "fit": fit, "has_both": has_both, "group": group}

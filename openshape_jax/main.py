@@ -3,7 +3,8 @@
     python -m openshape_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
 Any field is overridden by --config.PATH=VALUE, e.g. --config.optim.learning_rate=3e-4; FILE:smoke is a
-one-minute run on synthetic shapes.
+one-minute run on synthetic shapes. --mode=dryrun --topology=v5e:16x16 compiles the training step for TPUs on a
+machine without one, and tells whether it fits and how fast it may be.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from absl import app, flags
 
 _CONFIG = flags.DEFINE_string("config", None, "FILE.py or FILE.py:variant that returns the Config.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; default runs/<config name>[-variant].")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "dryrun"], "dryrun: compile the step for --topology.")
+_TOPOLOGY = flags.DEFINE_string("topology", "v5e:16x16", "TPU chips of a dry run, e.g. v5e:2x4, v5p:8x8x8.")
 _RESUME = flags.DEFINE_enum("resume", "auto", ["auto", "force"], "force: go on with a changed config.")
 
 
@@ -34,7 +37,7 @@ def split_argv(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def main(argv: Sequence[str], overrides: Sequence[str]) -> None:
     if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; options are --config, --workdir, --resume.")
+        raise app.UsageError(f"unexpected argument {argv[1]!r}; options are in --help.")
     if not _CONFIG.value:
         raise app.UsageError("--config is missing, e.g. --config=configs/quickstart.py")
     from pathlib import Path
@@ -49,17 +52,25 @@ def main(argv: Sequence[str], overrides: Sequence[str]) -> None:
     workdir = _WORKDIR.value or f"runs/{Path(file).stem}" + (f"-{variant}" if variant else "")
     try:
         config = config_lib.load(_CONFIG.value, [*overrides, f"resume={_RESUME.value}"])
+        if _MODE.value == "dryrun":
+            from openshape_jax import dryrun
+
+            dryrun.run(config, _TOPOLOGY.value)
+            return
         from openshape_jax import runtime
 
+        runtime.join_cluster()
         runtime.prepare(config.cpu_devices)
-        from openshape_jax import train
+        from openshape_jax import sharding, train
         from openshape_jax.data import build
         from openshape_jax.evals import summary
 
-        build.build_synthetic([*config.data.datasets, *config.eval.datasets], config.data.data_dir)
+        names = [*config.data.datasets, *config.eval.datasets]
+        sharding.in_turn(lambda: build.build_synthetic(names, config.data.data_dir))
         again = shlex.join([sys.executable, "-m", "openshape_jax.main", *sys.argv[1:]])
         train.run(config, workdir, again)
-        print(summary.table(workdir))
+        if sharding.is_first_host():
+            print(summary.table(workdir))
     except KeyboardInterrupt:
         print("\ninterrupted; what was saved stays. The same command goes on from there.", file=sys.stderr)
         sys.exit(130)

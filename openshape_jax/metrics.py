@@ -16,9 +16,13 @@ class Writer:
     reads as if nothing had happened.
     """
 
-    def __init__(self, workdir: Path, first_step: int = 0):
+    def __init__(self, workdir: Path, first_step: int = 0, active: bool = True):
+        """`active` False: nothing is written; of several hosts one is active."""
         from tensorboardX import SummaryWriter
 
+        self._active = active
+        if not active:
+            return
         self._path = workdir / "metrics.jsonl"
         if self._path.exists():
             kept = [line for line in self._path.read_text().splitlines() if _step_of(line) <= first_step]
@@ -30,6 +34,8 @@ class Writer:
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Writes scalars under names such as "train/loss"."""
+        if not self._active:
+            return
         scalars = {k: float(v) for k, v in values.items()}
         self._file.write(json.dumps({"step": step, "time": time.time(), **scalars}) + "\n")
         self._file.flush()
@@ -37,6 +43,8 @@ class Writer:
             self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
+        if not self._active:
+            return
         self._file.close()
         self._board.close()
 

@@ -1,4 +1,4 @@
-"""Settings of the process that must be made before JAX starts: CPU devices, allocator, compilation cache."""
+"""What must be settled before JAX starts: CPU devices, allocator, compilation cache, the cluster."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 import platform
 import sys
 import zlib
+from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 # XLA's own order of operations on CPUs lets independent ones run side by side: that gains nothing on few
@@ -30,6 +32,54 @@ def prepare(cpu_devices: int = 1) -> None:
     keep_freed_memory()
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
+
+
+def join_cluster(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process is one of several that train together; it then has joined them.
+
+    | started by | known from |
+    |---|---|
+    | hand, or a launcher that sets them | JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES,
+    JAX_PROCESS_ID |
+    | srun, mpirun | SLURM_STEP_NUM_TASKS or OMPI_COMM_WORLD_SIZE above 1 |
+    | a TPU pod or multislice, also on GKE | TPU_WORKER_HOSTNAMES, TPU_PROCESS_ADDRESSES,
+    MEGASCALE_COORDINATOR_ADDRESS, or the chips of a TPU machine and its metadata server |
+
+    Raises:
+      ValueError: JAX_COORDINATOR_ADDRESS without the other two, or they do not fit together.
+      RuntimeError: the others did not come within JAX's five minutes.
+    """
+    import jax
+
+    if jax.distributed.is_initialized():
+        return True
+    if "JAX_COORDINATOR_ADDRESS" in environment:
+        names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+        if not all(environment.get(name, "").isdigit() for name in names):
+            got = ", ".join(f"{name}={environment.get(name)!r}" for name in names)
+            raise ValueError(
+                f"JAX_COORDINATOR_ADDRESS is set, but {got}: set both, e.g. 16 and 0 to 15 "
+                "(docs/launching.md)."
+            )
+        count, index = (int(environment[name]) for name in names)
+        if not index < count:
+            raise ValueError(f"JAX_PROCESS_ID is {index}; it must be below JAX_NUM_PROCESSES ({count}).")
+        jax.distributed.initialize(environment["JAX_COORDINATOR_ADDRESS"], count, index)
+        return True
+    tasks = (environment.get(name, "1") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
+    hosts = (environment.get(name, "") for name in ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES"))
+    several = any(n.isdigit() and int(n) > 1 for n in tasks) or any("," in h for h in hosts)
+    if several or "MEGASCALE_COORDINATOR_ADDRESS" in environment or _on_tpu_machine(environment):
+        jax.distributed.initialize()
+        return True
+    return False
+
+
+def _on_tpu_machine(environment: Mapping[str, str]) -> bool:
+    """Whether this is a machine of Google Cloud with TPU chips, whose metadata server tells of its pod."""
+    chips = any(Path("/dev").glob("accel[0-9]*")) or any(Path("/dev/vfio").glob("[0-9]*"))
+    asked = environment.get("JAX_PLATFORMS", "") in ("", "tpu", "tpu,cpu")
+    return chips and asked and bool(find_spec("libtpu")) and "TPU_SKIP_MDS_QUERY" not in environment
 
 
 def cache_folder() -> Path:

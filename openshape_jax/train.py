@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import signal
+import dataclasses
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,7 @@ from openshape_jax.config import Config, to_dict
 from openshape_jax.data import pipeline, schema, sources, vocabulary
 from openshape_jax.evals.zero_shot import ZeroShot
 from openshape_jax.version import __version__
-
-
-class Interrupted(Exception):
-    """Ctrl-C or a termination signal; the state is saved and the message says how to go on."""
+from openshape_jax.watch import EXIT_CODES, Interrupted, Watch, signals
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,12 @@ def run(config: Config, workdir: str | Path, again: str = "the same command") ->
       ConfigError: workdir holds another config's run. DatasetMissing: build it first.
       Interrupted: a signal came; everything is saved. CheckpointError: see there.
     """
-    with _signals() as stopped:
+    if "://" in str(workdir):
+        raise ValueError(
+            f"workdir is {str(workdir)!r}; a bucket must be mounted as a folder (for gs:// with gcsfuse, "
+            "docs/launching.md): give its path."
+        )
+    with signals() as stopped:
         return _run(config, Path(workdir), again, stopped)
 
 
@@ -62,9 +64,11 @@ def _run(config: Config, workdir: Path, again: str, stopped: Callable[[], str]) 
         sources.find(name, config.data.data_dir)  # fails before anything is written
     checkpoint.check_workdir(workdir, config)
 
-    mesh = sharding.make_mesh()
-    sharding.check_batch_size(config.batch_size, mesh)
-    whole, rows = sharding.replicated(mesh), sharding.by_row(mesh)
+    shapes = jax.eval_shape(lambda: state.init(config))
+    size = sum(x.size for x in jax.tree.leaves(shapes.params))
+    mesh = sharding.make_mesh(sharding.choose_fsdp(config.fsdp, size, jax.local_device_count()))
+    sharding.check_batch_size(config.batch_size, mesh, config.model.microbatches)
+    places = sharding.of_state(shapes, mesh)
     saves = checkpoint.Checkpoints(workdir, config.checkpoints_kept)
     first = saves.latest() or 0
     if first >= config.steps and _is_complete(config, workdir):
@@ -73,23 +77,31 @@ def _run(config: Config, workdir: Path, again: str, stopped: Callable[[], str]) 
         return workdir
 
     space = sources.text_space(config.data.datasets, config.data.data_dir)
+    fitting = -(-config.eval.batch_size // mesh.size) * mesh.size  # each device needs a row
     evaluators = [
-        ZeroShot(name, config.eval, config.data.data_dir, config.model.embed_dim, space)
+        ZeroShot(
+            name,
+            dataclasses.replace(config.eval, batch_size=fitting),
+            config.data.data_dir,
+            config.model.embed_dim,
+            space,
+        )
         for name in config.eval.datasets
     ]
-    train_state = jax.jit(lambda: state.init(config), out_shardings=whole)()
+    train_state = jax.jit(lambda: state.init(config), out_shardings=places)()
     restored = saves.restore(train_state)
-    checkpoint.claim_workdir(workdir, config)
-    train_state = train_state if restored is None else jax.device_put(restored, whole)
+    if sharding.is_first_host():
+        checkpoint.claim_workdir(workdir, config)
+    train_state = train_state if restored is None else restored
     first = int(train_state.step)
     step_fn = jax.jit(
         state.make_train_step(config),
-        in_shardings=(whole, rows),
-        out_shardings=(whole, whole),
+        in_shardings=(places, sharding.by_row(mesh)),
+        out_shardings=(places, sharding.replicated(mesh)),
         donate_argnums=0,
     )
-    log = metrics.Writer(workdir, first)
-    embed = make_embed(config, mesh)
+    log = metrics.Writer(workdir, first, sharding.is_first_host())
+    embed = make_embed(config, mesh, places)
     job = _Job(config, workdir, mesh, step_fn, embed, evaluators, saves, log, again, stopped, space)
     try:
         if first < config.steps:
@@ -100,7 +112,7 @@ def _run(config: Config, workdir: Path, again: str, stopped: Callable[[], str]) 
     finally:
         log.close()
         saves.close()
-    if config.eval.report and evaluators and jax.process_index() == 0:
+    if config.eval.report and evaluators and sharding.is_first_host():
         from openshape_jax.evals import report
 
         report.write(workdir, config.data.data_dir)
@@ -113,7 +125,7 @@ def _loop(job: _Job, train_state: state.TrainState) -> state.TrainState:
     first = int(train_state.step)
     hosts, host = jax.process_count(), jax.process_index()
     started, counted, waited = time.perf_counter(), first, 0.0
-    values: dict[str, Any] = {}
+    watch = Watch(config)
     with (
         closing(pipeline.batches(config, first, host, hosts)) as stream,
         tqdm(total=config.steps, initial=first, unit="step", desc="train", disable=host != 0) as bar,
@@ -122,23 +134,31 @@ def _loop(job: _Job, train_state: state.TrainState) -> state.TrainState:
             asked = time.perf_counter()
             rows = next(stream)
             waited += time.perf_counter() - asked
+            uids = rows.pop("uid")
+            if hosts > 1:  # so that all stop after the same step
+                rows["stop"] = np.full(len(uids), bool(job.stopped()))
             batch = sharding.put_batch(rows, job.mesh)
-            jax.block_until_ready(values)  # one step ahead of the device, so that the bar tells the truth
+            signalled = watch.check()  # waits: one step ahead of the device, so that the bar tells the truth
             train_state, values = job.step_fn(train_state, batch)
+            watch.step(step, values, uids)
             bar.update()
             if step % config.log_every == 0 or step == config.steps:
-                scalars = {f"train/{k}": float(v) for k, v in values.items()}
+                scalars = {f"train/{k}": float(v) for k, v in values.items() if v.ndim == 0}
                 now = time.perf_counter()
                 rate = (step - counted) * config.batch_size / (now - started)
                 # An upper bound of the devices' idle time: they are still at the step before.
-                share = waited / (now - started)
+                extra = {"shapes_per_s": rate, "input_wait": waited / (now - started)}
+                if config.optim.nonfinite == "skip":
+                    extra["skipped"] = watch.skipped
                 started, counted, waited = now, step, 0.0
-                job.log.write(step, {**scalars, "train/shapes_per_s": rate, "train/input_wait": share})
+                job.log.write(step, {**scalars, **{f"train/{k}": v for k, v in extra.items()}})
                 bar.set_postfix(loss=f"{scalars['train/loss']:.3f}", shapes_per_s=f"{rate:.0f}")
-                _check_finite(scalars, step)
+                watch.check()
             job.saves.check()
-            _stop_if_asked(job, train_state)
+            if signalled or hosts == 1:
+                _stop_if_asked(job, train_state, signalled)
             if step % config.checkpoint_every == 0 or step == config.steps:
+                watch.check()
                 job.saves.save(train_state, describe(config, job.text_space), wait=step == config.steps)
             if config.eval.every and step % config.eval.every == 0 and step < config.steps:
                 _evaluate(job, train_state)
@@ -146,34 +166,33 @@ def _loop(job: _Job, train_state: state.TrainState) -> state.TrainState:
     return train_state
 
 
-def _stop_if_asked(job: _Job, train_state: state.TrainState) -> None:
-    """Saves and raises Interrupted where a signal came."""
-    if job.stopped():
+def _stop_if_asked(job: _Job, train_state: state.TrainState, signalled: bool = False) -> None:
+    """Saves and raises Interrupted where a signal came, to this host or (`signalled`) to any."""
+    if job.stopped() or signalled:
         job.saves.save(train_state, describe(job.config, job.text_space), wait=True)
+        name = job.stopped() or "a signal to another host"
         raise Interrupted(
-            f"stopped by {job.stopped()} after step {int(train_state.step)}; saved. To go on, run {job.again}"
+            f"stopped by {name} after step {int(train_state.step)}; saved. To go on, run {job.again}",
+            EXIT_CODES.get(name, EXIT_CODES["SIGTERM"]),
         )
 
 
-def _check_finite(values: dict[str, float], step: int) -> None:
-    if not np.isfinite(values["train/loss"]):
-        raise FloatingPointError(
-            f"the loss is {values['train/loss']} at step {step} (gradient norm {values['train/grad_norm']}): "
-            "lower --config.optim.learning_rate or set --config.optim.clip_norm=1; earlier checkpoints stay."
-        )
+def make_embed(config: Config, mesh: jax.sharding.Mesh, places: Any = None) -> Callable[..., Any]:
+    """A function (weights, xyz codes, rgb codes, counts) -> (B, D) unit vectors, rows split over the mesh.
 
-
-def make_embed(config: Config, mesh: jax.sharding.Mesh) -> Callable[..., Any]:
-    """A function (weights, xyz codes, rgb codes, counts) -> (B, D) unit vectors, rows split over the mesh."""
+    Args:
+      places: shardings of a state; None: each device has all weights.
+    """
     unit = state.make_embed(config.model, config.eval.views)
     whole, rows = sharding.replicated(mesh), sharding.by_row(mesh)
+    weights_at = whole if places is None else state.evaluated(places)
 
     def embed(weights: Any, xyz: jax.Array, rgb: jax.Array, count: jax.Array) -> jax.Array:
         # Host arrays know no mesh; the geometry kernels must (ops/dispatch.py).
         xyz, rgb, count = jax.lax.with_sharding_constraint((xyz, rgb, count), rows)
         return unit(weights, *dequantize(xyz, rgb), count)
 
-    return jax.jit(embed, in_shardings=(whole, rows, rows, rows), out_shardings=whole)
+    return jax.jit(embed, in_shardings=(weights_at, rows, rows, rows), out_shardings=whole)
 
 
 def _evaluate(job: _Job, train_state: state.TrainState, final: bool = False) -> None:
@@ -181,11 +200,13 @@ def _evaluate(job: _Job, train_state: state.TrainState, final: bool = False) -> 
     weights = state.evaluated(train_state)
 
     def embed(xyz: np.ndarray, rgb: np.ndarray, count: np.ndarray) -> Any:
-        _stop_if_asked(job, train_state)
-        return job.embed(weights, xyz, rgb, count)
+        if jax.process_count() == 1:  # several would have to agree on it at every batch
+            _stop_if_asked(job, train_state)
+        return job.embed(weights, *(sharding.put_rows(x, job.mesh) for x in (xyz, rgb, count)))
 
     for evaluator in job.evaluators:
-        values = dict(evaluator.run(embed, job.workdir if final else None))
+        written = job.workdir if final and sharding.is_first_host() else None
+        values = dict(evaluator.run(embed, written, weights.get("text_proj")))
         job.log.write(int(train_state.step), values)
         top1 = ", ".join(f"{k.split('/')[1]} {v:.1%}" for k, v in values.items() if k.endswith("/top1"))
         tqdm.write(f"step {int(train_state.step)}: top-1 {top1}")
@@ -210,27 +231,9 @@ def describe(config: Config, text_space: str = vocabulary.TEXT_SPACE) -> dict[st
         "num_points": config.eval.num_points,
         "views": config.eval.views,
         "trained_on": list(config.data.datasets),
+        "dataset_versions": {
+            name: sources.find(name, config.data.data_dir).name for name in config.data.datasets
+        },
+        "config": to_dict(config),
         "version": __version__,
     }
-
-
-@contextmanager
-def _signals() -> Iterator[Callable[[], str]]:
-    """A function that names the SIGINT or SIGTERM that came, or ""; a second one acts at once."""
-    came: list[str] = []
-
-    def note(number: int, _frame: Any) -> None:
-        came.append(signal.Signals(number).name)
-        signal.signal(number, old[signal.Signals(number)])
-
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    try:
-        old = {n: signal.signal(n, note) for n in numbers}
-    except ValueError:  # not in the main thread: the caller owns the signals
-        yield lambda: ""
-        return
-    try:
-        yield lambda: came[0] if came else ""
-    finally:
-        for n in numbers:
-            signal.signal(n, old[n])

@@ -192,20 +192,17 @@ def test_sharded_train_step_and_evaluation_lower_for_tpus():
     """A Pallas call outside jax.shard_map is refused in a program for several devices."""
     config, mesh = small_config(), sharding.make_mesh()
     whole, rows = sharding.replicated(mesh), sharding.by_row(mesh)
-    b, d = config.batch_size, config.model.embed_dim
-    batch = {
-        "xyz": np.zeros((b, 64, 3), np.uint16), "rgb": np.zeros((b, 64, 3), np.uint8),
-        "text": np.ones((b, d), np.float32), "image": np.ones((b, d), np.float32),
-        "has_text": np.ones(b, bool), "has_image": np.ones(b, bool),
-        "text_id": np.zeros(b, np.int32), "text_ids": np.zeros((b, 1), np.int32),
-    }  # fmt: skip
+    b = config.batch_size
+    batch = {k: np.zeros(v.shape, v.dtype) for k, v in state.batch_shapes(config).items()}
     first = jax.device_put(state.init(config), whole)
     step = jax.jit(state.make_train_step(config), in_shardings=(whole, rows), out_shardings=(whole, whole))
     text = step.trace(first, sharding.put_batch(batch, mesh)).lower(lowering_platforms=("tpu",)).as_text()
     assert text.count(f"@{TPU_CALL}") == 2
     embed = train.make_embed(config, mesh)  # given arrays of the host, which know no mesh
     text = (
-        embed.trace(state.evaluated(first), batch["xyz"], batch["rgb"], np.full(b, 64, np.int32))
+        embed.trace(
+            state.evaluated(first), batch["xyz"], batch["rgb"], np.full(b, batch["xyz"].shape[1], np.int32)
+        )
         .lower(lowering_platforms=("tpu",))
         .as_text()
     )

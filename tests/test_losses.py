@@ -1,38 +1,106 @@
-"""The contrastive loss against NumPy, with masks, shared positives and bad rows."""
+"""The contrastive losses against NumPy: masks, several positives, hard negatives, blocks, devices, bad
+rows."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from openshape_jax import losses
+from openshape_jax import losses, sharding
+from tests.loss_cases import contrastive, relation
+
+FORMS = {
+    "plain": {},
+    "hardness": {"hardness": 0.7},
+    "top k": {"top_k": 3},
+    "both": {"top_k": 4, "hardness": 1.5},
+    "decoupled": {"decoupled": True},
+    "all": {"decoupled": True, "top_k": 4, "hardness": 0.5},
+}
 
 
-def oracle(x, t, scale, has, positives):
-    """Rows and columns one at a time, in float64."""
-    x, t = (np.asarray(a, np.float64) for a in (x, t))
+def oracle(x, t, scale, has, positives, ignored=None, hardness=0.0, top_k=0, decoupled=False):
+    """Rows and columns one at a time, in float64. t (B, M, D), has (B, M), the others (B, B) or None."""
+    b, m = has.shape
+    x, t = np.asarray(x, np.float64), np.asarray(t, np.float64).reshape(b * m, -1)
     x, t = x / np.linalg.norm(x, axis=1, keepdims=True), t / np.linalg.norm(t, axis=1, keepdims=True)
-    keep = np.flatnonzero(has)
-    logits = scale * x[keep] @ t[keep].T
-    wanted = (positives | np.eye(len(has), dtype=bool))[np.ix_(keep, keep)]
-    total = 0.0
-    for z, w in ((logits, wanted), (logits.T, wanted.T)):
-        for row, mask in zip(z, w, strict=True):
-            total -= (row - np.log(np.exp(row).sum()))[mask].mean()
-    return total / 2 / len(keep)
+    owner, there = np.repeat(np.arange(b), m), has.reshape(-1)
+    wanted = np.eye(b, dtype=bool) if positives is None else positives | np.eye(b, dtype=bool)
+    wanted = wanted[:, owner] & there & has.any(1)[:, None]
+    left = np.ones((b, b), bool) if ignored is None else ~ignored
+    negative = left[:, owner] & there & has.any(1)[:, None] & ~wanted
+    logits, losses_ = scale * x @ t.T, []
+    for z, w, n, takes_part in (
+        (logits, wanted, negative, has.any(1)),
+        (logits.T, wanted.T, negative.T, there),
+    ):
+        rows = []
+        for row, positive, other in zip(z[takes_part], w[takes_part], n[takes_part], strict=True):
+            negatives = np.sort(row[other])[::-1]
+            negatives = negatives[:top_k] if top_k else negatives
+            weight = np.exp(hardness * negatives)
+            total = (
+                len(negatives) * (weight * np.exp(negatives)).sum() / weight.sum() if len(negatives) else 0
+            )
+            others = np.exp(row[positive]) if decoupled else np.exp(row[positive]).sum()
+            rows.append(-(row[positive] - np.log(total + others)).mean())
+        losses_.append(np.mean(rows))
+    return np.mean(losses_)
 
 
-def inputs(rows=7, dim=5):
+def inputs(rows=7, dim=5, targets=1):
     rng = np.random.default_rng(0)
-    return rng.normal(size=(rows, dim)).astype(np.float32), rng.normal(size=(rows, dim)).astype(np.float32)
+    return rng.normal(size=(rows, dim)).astype(np.float32), rng.normal(size=(rows, targets, dim)).astype(
+        np.float32
+    )
 
 
-def test_equals_oracle_with_mask_and_shared_positives():
-    x, t = inputs()
-    has = np.array([1, 0, 1, 1, 1, 0, 1], bool)
-    positives = np.random.default_rng(1).random((7, 7)) < 0.3
-    for mask, shared in ((has, positives), (np.ones(7, bool), positives), (has, np.zeros((7, 7), bool))):
-        got, _ = losses.contrastive(x, t, jnp.float32(9.0), mask, jnp.asarray(shared))
-        np.testing.assert_allclose(got, oracle(x, t, 9.0, mask, shared), rtol=1e-5)
+def relations(rows=7):
+    rng = np.random.default_rng(1)
+    ignored = rng.random((rows, rows)) < 0.3
+    return rng.random((rows, rows)) < 0.3, ignored
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_equals_the_oracle(form):
+    x, t = inputs(targets=3)
+    has = np.random.default_rng(2).random((7, 3)) < 0.6
+    has[1], has[2] = False, True
+    positives, ignored = relations()
+    for mask in (has, np.ones((7, 3), bool)):
+        for pairs in ((None, None), (positives, None), (None, ignored), (positives, ignored)):
+            got, _ = contrastive(x, t, 9.0, mask, *pairs, **form)
+            np.testing.assert_allclose(got, oracle(x, t, 9.0, mask, *pairs, **form), rtol=1e-5)
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_blocks_and_devices_change_neither_loss_nor_gradients(form):
+    x, t = inputs(rows=24, targets=2)
+    has = np.random.default_rng(2).random((24, 2)) < 0.7
+    has[[3, 4]] = False
+    positives, ignored = relations(24)
+    mesh = sharding.make_mesh()
+    rows = sharding.by_row(mesh)
+
+    def value(x, t, scale, block):
+        return contrastive(x, t, scale, has, positives, ignored, block, **form)[0]
+
+    gradient = jax.value_and_grad(value, argnums=(0, 1, 2))
+    expected = gradient(x, t, 9.0, 10**6)
+    for block in (5, 16, 48):
+        split = jax.jit(gradient, static_argnums=3, in_shardings=(rows, rows, None))
+        for got in (gradient(x, t, 9.0, block), split(x, t, 9.0, block)):
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, expected)
+
+
+def test_memory_grows_with_the_batch_and_not_with_its_square():
+    def temporary(rows: int) -> int:
+        emb = jax.ShapeDtypeStruct((rows, 16), np.float32)
+        loss = jax.grad(lambda x, t: contrastive(x, t, 9.0, block=128)[0], argnums=(0, 1))
+        return jax.jit(loss).lower(emb, emb).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary(8192) < 6 * temporary(2048)  # the square would be 16 times as large
+    assert temporary(8192) < 8192 * 8192
 
 
 def test_rows_without_target_change_nothing():
@@ -41,48 +109,96 @@ def test_rows_without_target_change_nothing():
     garbage = t.copy()
     garbage[5:] = 1e6
     for target in (t, garbage):
-        got, _ = losses.contrastive(x, target, jnp.float32(4.0), has)
-        np.testing.assert_allclose(got, losses.contrastive(x[:5], t[:5], jnp.float32(4.0))[0], rtol=1e-6)
+        got, _ = contrastive(x, target, 4.0, has)
+        np.testing.assert_allclose(got, contrastive(x[:5], t[:5], 4.0)[0], rtol=1e-6)
 
 
 def test_class_aware_loss_does_not_push_equal_texts_apart():
     t = np.eye(4, dtype=np.float32)[[0, 0, 1, 2]]
-    ids = np.array([3, 3, 5, 7])
-    shared = losses.shared_text(ids, ids[:, None])
-    aware = losses.contrastive(t, t, jnp.float32(100.0), None, shared)[0]
-    plain = losses.contrastive(t, t, jnp.float32(100.0))[0]
+    ids = jnp.array([3, 3, 5, 7])
+    pair = losses.rows(
+        jnp.asarray(t),
+        t[:, None],
+        jnp.ones((4, 1), bool),
+        {"text_ids": ids[:, None]},
+        {"text_id": ids[:, None]},
+    )
+    aware = losses.contrastive(*pair, jnp.float32(100.0), losses.Form(losses.shared_text))[0]
+    plain = losses.contrastive(*pair, jnp.float32(100.0))[0]
     # Two of four rows share their text: at best each of the two gets probability 1/2.
     np.testing.assert_allclose([aware, plain], [np.log(2) / 2] * 2, atol=1e-4)
-    grad = jax.grad(lambda x: losses.contrastive(x, t, jnp.float32(100.0), None, shared)[0])(jnp.asarray(t))
+    grad = jax.grad(lambda x: contrastive(x, t, 100.0, None, ids[:, None] == ids)[0])(jnp.asarray(t))
     np.testing.assert_allclose(grad, 0, atol=1e-4)
 
 
+def test_decoupled_positives_do_not_compete():
+    """Two equal targets of a shape share one softmax in halves; apart, each can have all."""
+    x, t = np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32)[:, None].repeat(2, 1)
+    together, apart = (contrastive(x, t, 100.0, decoupled=d)[0] for d in (False, True))
+    np.testing.assert_allclose([together, apart], [np.log(2) / 2, 0], atol=1e-4)
+
+
+def test_the_limits_of_hard_negatives():
+    """Of endless hardness, negatives count as the nearest one; the k nearest of no more than k are all."""
+    x, t = inputs()
+    unit = [np.asarray(losses.normalize(v)) for v in (x, t[:, 0])]
+    logits = 4.0 * unit[0] @ unit[1].T
+    expected = 0.0
+    for z in (logits, logits.T):
+        nearest = np.where(np.eye(7, dtype=bool), -np.inf, z).max(1)
+        expected += np.log1p(6 * np.exp(nearest - np.diag(z))).mean() / 2
+    np.testing.assert_allclose(contrastive(x, t, 4.0, hardness=100.0)[0], expected, rtol=1e-4)
+    plain = contrastive(x, t, 4.0)[0]
+    np.testing.assert_allclose(contrastive(x, t, 4.0, top_k=6)[0], plain, rtol=1e-6)
+    assert contrastive(x, t, 4.0, top_k=1)[0] < plain < contrastive(x, t, 4.0, hardness=0.5)[0]
+
+
 def test_shared_text():
-    text_ids = np.array([[1, 2, -1], [2, -1, -1], [-1, -1, -1], [1, -1, -1]])
-    drawn = np.array([2, 2, -1, 1])
+    text_ids = jnp.array([[1, 2, -1], [2, -1, -1], [-1, -1, -1], [1, -1, -1]])
+    drawn = jnp.array([2, 2, -1, 1])
     expected = [[1, 1, 0, 1], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1]]
-    np.testing.assert_array_equal(losses.shared_text(drawn, text_ids), np.array(expected, bool))
+    shapes, targets = losses.rows(
+        jnp.zeros((4, 2)),
+        jnp.zeros((4, 1, 2)),
+        jnp.ones((4, 1), bool),
+        {"text_ids": text_ids},
+        {"text_id": drawn[:, None]},
+    )
+    np.testing.assert_array_equal(losses.shared_text(shapes, targets), np.array(expected, bool))
 
 
 def test_accuracy_counts_any_positive():
     t = np.eye(3, dtype=np.float32)
     x = t[[1, 1, 2]]
-    assert losses.contrastive(x, t, jnp.float32(9.0))[1] == np.float32(2 / 3)
+    assert contrastive(x, t, 9.0)[1] == np.float32(2 / 3)
     positives = np.zeros((3, 3), bool)
     positives[0, 1] = True
-    assert losses.contrastive(x, t, jnp.float32(9.0), None, positives)[1] == 1
+    for block in (1, 2, 3):
+        assert contrastive(x, t, 9.0, None, positives, block=block)[1] == 1
 
 
-def test_gradients_are_finite_on_bad_input():
+def test_ignored_pairs_are_counted():
+    x, t = inputs()
+    _, ignored = relations()
+    pair = losses.rows(jnp.asarray(x), t, jnp.ones((7, 1), bool))
+    for block in (2, 7):
+        form = losses.Form(ignored=relation(ignored))
+        seen = losses.contrastive(*pair, jnp.float32(9.0), form, block)[1]
+        np.testing.assert_allclose(seen["ignored_pairs"], (ignored & ~np.eye(7, dtype=bool)).sum() / 7)
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_gradients_are_finite_on_bad_input(form):
     x, t = inputs()
     x[0] = 0
     t[1] = 0
     for has in (np.zeros(7, bool), np.eye(7, dtype=bool)[2], np.ones(7, bool)):
-        value, grad = jax.value_and_grad(lambda a, h=has: losses.contrastive(a, t, jnp.float32(14.0), h)[0])(
-            jnp.asarray(x)
-        )
-        assert np.isfinite(value)
-        assert np.isfinite(grad).all()
-        if not has.any():
-            assert value == 0
-            assert not np.asarray(grad).any()
+        for block in (3, 7):
+            value, grad = jax.value_and_grad(
+                lambda a, h=has, b=block: contrastive(a, t, 14.0, h, block=b, **form)[0]
+            )(jnp.asarray(x))
+            assert np.isfinite(value)
+            assert np.isfinite(grad).all()
+            if has.sum() < 2:
+                np.testing.assert_allclose(value, 0, atol=1e-6)
+                assert not np.asarray(grad).any()

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from openshape_jax import optim, state
@@ -52,6 +53,36 @@ def test_clipping_bounds_the_global_norm():
         np.testing.assert_allclose(first_moment, moved, rtol=1e-6)
 
 
+def test_muon_orthogonalises_matrices_and_leaves_the_rest_to_adam():
+    rng = np.random.default_rng(0)
+    shapes = {
+        "transformer": {"qkv": (2, 32, 96), "norm1_scale": (2, 32)},
+        "lift": {"kernel": (24, 32), "bias": (32,)},
+        "sa": {"kernel": (9, 64)},
+        "proj": {"kernel": (32, 40)},
+    }
+    params = {
+        "encoder": jax.tree.map(
+            lambda s: rng.normal(size=s).astype(np.float32), shapes, is_leaf=lambda s: isinstance(s, tuple)
+        ),
+        "logit_scale": np.float32(2),
+    }
+    grads = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), params)
+    fields = dict(learning_rate=0.1, schedule="constant", weight_decay=0.0)
+    muon = optim.optimizer(OptimConfig(name="muon", **fields), 10)
+    adam = optax.adamw(0.1, nesterov=True, weight_decay=0.0)
+    updates = [tx.update(grads, tx.init(params), params)[0] for tx in (muon, adam)]
+    a, b = (u["encoder"] for u in updates)
+    for matrix in (*a["transformer"]["qkv"], a["lift"]["kernel"]):
+        sizes = np.linalg.svd(matrix, compute_uv=False)
+        assert sizes.max() < 2.2 * sizes.min()  # five iterations bring them to 0.7 to 1.2 of one value
+        np.testing.assert_allclose(np.sqrt(np.square(matrix).mean()), 0.1 * 0.2, rtol=0.25)
+    same = [("transformer", "norm1_scale"), ("lift", "bias"), ("sa", "kernel"), ("proj", "kernel")]
+    for group, leaf in same:
+        np.testing.assert_allclose(a[group][leaf], b[group][leaf], rtol=1e-4)
+    np.testing.assert_allclose(updates[0]["logit_scale"], updates[1]["logit_scale"], rtol=1e-4)
+
+
 def test_evaluation_uses_the_moving_average_where_there_is_one():
     model = ModelConfig(dim=8, depth=1, heads=1, mlp_dim=8, sa_dim=8, patches=4, nsample=4, embed_dim=8)
     config = Config(model=model)
@@ -76,9 +107,9 @@ def test_training_learns_sixteen_shapes_by_heart():
     batch = {
         "xyz": (rng.integers(0, 65536, (16, 64, 3)) // rng.integers(1, 9, (16, 1, 3))).astype(np.uint16),
         "rgb": rng.integers(0, 256, (16, 1, 3)).astype(np.uint8).repeat(64, 1),
-        "text": text, "has_text": np.ones(16, bool),
-        "text_id": np.arange(16), "text_ids": np.arange(16)[:, None],
-        "image": np.zeros_like(text), "has_image": np.zeros(16, bool),
+        "text": text[:, None], "has_text": np.ones((16, 1), bool),
+        "text_id": np.arange(16)[:, None], "text_ids": np.arange(16)[:, None],
+        "image": np.zeros_like(text)[:, None], "has_image": np.zeros((16, 1), bool),
     }  # fmt: skip
     step = jax.jit(state.make_train_step(config))
     now = state.init(config)

@@ -156,28 +156,48 @@ def test_text_choice_is_uniform_over_allowed_sources():
     )
     config = config_lib.DataConfig()
     rng = np.random.default_rng(0)
-    ids = [int(targets.choose(shape, config, 4, 6, rng)["text_id"]) for _ in range(2000)]
+    ids = [int(targets.choose(shape, config, 4, 6, rng)["text_id"][0]) for _ in range(2000)]
     names = {targets.text_hash("armchair"), targets.text_hash("chair")}
     assert set(ids) == names
     assert abs(np.mean([i == targets.text_hash("chair") for i in ids]) - 0.5) < 0.05
     config.class_text_share = 0.5
-    ids = [int(targets.choose(shape, config, 4, 6, rng)["text_id"]) for _ in range(2000)]
+    ids = [int(targets.choose(shape, config, 4, 6, rng)["text_id"][0]) for _ in range(2000)]
     assert abs(np.mean([i == targets.text_hash("chair") for i in ids]) - 0.25) < 0.05
     config.text_sources = ("class",)
     chosen = targets.choose(shape, config, 4, 6, rng)
     assert chosen["text_ids"].tolist() == [targets.text_hash("armchair")] + [-1] * 7
-    assert chosen["has_image"]
+    assert chosen["has_image"].all()
 
 
 def test_missing_targets_are_masked():
     chosen = targets.choose(
         record(text("x", "caption", None)), config_lib.DataConfig(), 4, 6, np.random.default_rng(0)
     )
-    assert not chosen["has_text"]
-    assert not chosen["has_image"]
+    assert not chosen["has_text"].any()
+    assert not chosen["has_image"].any()
     assert chosen["text_id"] == -1
-    assert chosen["text"].shape == (4,)
-    assert chosen["image"].shape == (6,)
+    assert chosen["text"].shape == (1, 4)
+    assert chosen["image"].shape == (1, 6)
+
+
+def test_several_targets_of_a_shape_are_different_ones():
+    shape = record(text("armchair", "class"), text("chair", "synonym"), images=3)
+    shape["image_features"] = np.eye(3, 6, dtype=np.float16)
+    config = config_lib.DataConfig(texts=3, images=2)
+    rng = np.random.default_rng(0)
+    seen = set()
+    for _ in range(50):
+        chosen = targets.choose(shape, config, 4, 6, rng)
+        assert chosen["has_text"].tolist() == [True, True, False]
+        assert set(chosen["text_id"][:2]) == {targets.text_hash("armchair"), targets.text_hash("chair")}
+        assert not chosen["text"][2].any()
+        assert chosen["has_image"].all()
+        assert not np.array_equal(*chosen["image"])
+        seen.add(chosen["text_id"][0])
+    assert len(seen) == 2
+
+
+def test_a_shape_without_texts_has_no_target():
     assert not targets.has_target(record(text("x", "caption", None)), config_lib.DataConfig())
 
 

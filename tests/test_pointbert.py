@@ -26,9 +26,15 @@ def largest_difference(a, b) -> float:
 
 
 @pytest.mark.parametrize(("train", "name"), [(False, "out_eval"), (True, "out_train")])
-def test_outputs_of_the_original(golden, golden_model, weights, train, name):
+def test_outputs_of_the_original(golden, golden_model, weights, train, name, kept):
     out, _ = models.apply(golden_model, *weights, golden["xyz"], golden["rgb"], train=train)
     np.testing.assert_allclose(out, golden[name], atol=1e-5)
+
+
+@pytest.fixture(params=["activations kept", "made again"])
+def kept(request, monkeypatch) -> None:
+    """Both forms of the set abstraction in training."""
+    monkeypatch.setattr(pointbert, "CPU_STORED", 1 << 26 if request.param == "activations kept" else 0)
 
 
 def test_parameter_tree_is_exactly_the_original_s(golden_model, weights):
@@ -36,13 +42,14 @@ def test_parameter_tree_is_exactly_the_original_s(golden_model, weights):
     assert jax.tree.map(jnp.shape, (params, stats)) == jax.tree.map(jnp.shape, weights)
 
 
-def test_five_training_steps_of_the_original(golden, golden_model, weights):
+def test_five_training_steps_of_the_original(golden, golden_model, weights, kept):
     config = Config(model=golden_model)
     config.optim.schedule = "constant"
     rows = len(golden["xyz"])
     batch = {
-        "text": golden["text_feat"], "has_text": golden["has_text"], "image": golden["image_feat"],
-        "has_image": np.ones(rows, bool), "text_id": np.arange(rows), "text_ids": np.arange(rows)[:, None],
+        "text": golden["text_feat"][:, None], "has_text": golden["has_text"][:, None],
+        "image": golden["image_feat"][:, None], "has_image": np.ones((rows, 1), bool),
+        "text_id": np.arange(rows)[:, None], "text_ids": np.arange(rows)[:, None],
     }  # fmt: skip
     params = {"encoder": weights[0], "logit_scale": jnp.float32(golden["logit_scale_log"][0])}
     stats = weights[1]

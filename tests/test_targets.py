@@ -45,7 +45,8 @@ def drawn(shape: dict[str, Any], seed: int = 0, **config: Any) -> tuple[Counter,
     rng, options = np.random.default_rng(seed), DataConfig(**config)
     texts, kinds, images = Counter(), set(), Counter()
     for _ in range(DRAWS):
-        row = targets.choose(shape, options, WIDTH, WIDTH, rng)
+        chosen = targets.choose(shape, options, WIDTH, WIDTH, rng)
+        row = {key: value[0] for key, value in chosen.items() if key != "text_ids"}
         images[int(row["image"].argmax()) if row["has_image"] else NONE] += 1
         if not row["has_text"]:
             assert not row["text"].any() and row["text_id"] == -1
@@ -159,7 +160,8 @@ def test_text_and_image_are_drawn_apart():
     shape, rng, config = record("name", "ad", renders=1, thumbnails=1), np.random.default_rng(1), DataConfig()
     table = np.zeros((2, 2))
     for _ in range(DRAWS):
-        row = targets.choose(shape, config, WIDTH, WIDTH, rng)
+        chosen = targets.choose(shape, config, WIDTH, WIDTH, rng)
+        row = {key: value[0] for key, value in chosen.items() if key != "text_ids"}
         table[int(row["text_id"] == targets.text_hash("ad")), row["image"].argmax()] += 1
     p_value = float(np.asarray(stats.chi2_contingency(table)[1]))
     assert p_value > 1e-3

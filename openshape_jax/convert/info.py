@@ -46,7 +46,10 @@ def _facts(weights: dict[str, Any], metadata: dict[str, Any], step: int) -> dict
         "up": metadata["up"],
         **({"mirrored": "yes: y and z were swapped in its training"} if metadata.get("mirrored") else {}),
         "colour": metadata["colour"],
-        "trained on": ", ".join(metadata["trained_on"]),
+        "trained on": ", ".join(
+            name + (f" {version}" if (version := metadata.get("dataset_versions", {}).get(name)) else "")
+            for name in metadata["trained_on"]
+        ),
         "version": metadata["version"],
         "parameters": _count(weights["encoder"]),
         "logit scale": round(float(metadata["logit_scale"]), 4),

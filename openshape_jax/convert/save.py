@@ -72,6 +72,11 @@ def write(
         with _new_folder(path) as folder:
             checkpoint.save_weights(folder, weights, metadata, step)
         return path
+    if "text_proj" in weights:
+        raise ConversionError(
+            f"{path}: this model was trained with loss.projections, which the file would lose; write a "
+            "folder of our layout instead (a name without a suffix)."
+        )
     model: ModelConfig = config_lib.from_dict(metadata["model"], ModelConfig)
     tensors = names.to_torch(weights, model, metadata.get("batches_seen", [step] * 3))
     layout = _layout(path, model, metadata, module_prefix)

@@ -58,8 +58,8 @@ def _open(name: str, split: str, config: DataConfig) -> sources.Records:
 def dataset(config: Config, host: int = 0, hosts: int = 1) -> Any:
     """A grain MapDataset whose element `step` is this host's rows of the global batch of that step.
 
-    Rows: xyz, rgb (codes), text, has_text, text_id, text_ids, image, has_image; with data.hard_negatives also
-    group, the same number for the members of a group.
+    Rows: uid, xyz, rgb (codes), text, has_text, text_id, text_ids, image, has_image; with data.hard_negatives
+    also group, the same number for the members of a group.
 
     Raises:
       sources.DatasetMissing: a data set is not built. FileNotFoundError: no file of neighbours.
@@ -91,6 +91,7 @@ def dataset(config: Config, host: int = 0, hosts: int = 1) -> Any:
         return {
             **draw_points(record, config.data.num_points, rng, not config.data.device_shuffle),
             **targets.choose(record, config.data, width, width, rng),
+            "uid": np.array(record["uid"]),
         }
 
     def member(row: tuple[dict[str, Any], int], rng: np.random.Generator) -> dict[str, Any]:

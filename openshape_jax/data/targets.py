@@ -83,34 +83,47 @@ def _draw_text(offers: dict[str, list[Text]], share: float, rng: np.random.Gener
     return texts[rng.integers(len(texts))]
 
 
-def _draw_image(record: dict[str, Any], share: float, rng: np.random.Generator) -> np.ndarray | None:
-    """A thumbnail with probability `share`, else a render; the other kind where there is only one."""
-    kinds: dict[bool, list[int]] = {True: [], False: []}
-    for row, source in enumerate(record["image_sources"]):
-        kinds[source == "thumbnail"].append(row)
-    rows = kinds[rng.random() < share] or kinds[True] or kinds[False]
-    return record["image_features"][rows[rng.integers(len(rows))]] if rows else None
+def _draw_image(left: dict[bool, list[int]], share: float, rng: np.random.Generator) -> int | None:
+    """The row of a thumbnail with probability `share`, else of a render; the other kind where there is only
+    one."""
+    rows = left[rng.random() < share] or left[True] or left[False]
+    return rows[rng.integers(len(rows))] if rows else None
 
 
 def choose(
     record: dict[str, Any], config: DataConfig, text_dim: int, image_dim: int, rng: np.random.Generator
 ) -> dict[str, Any]:
-    """One text and one image feature of a record, with masks where there is none.
+    """`config.texts` text and `config.images` image features of a record, with masks where there are fewer.
 
-    With probability `config.class_text_share` the class name is taken where there is one, whatever the
-    other sources offer.
+    Each is drawn by the policy among what is left after the ones before it. With probability
+    `config.class_text_share` the class name is taken where there is one, whatever the other sources offer.
     """
-    offers = _offers(record, config)
-    text = _draw_text(offers, config.class_text_share, rng)
-    ids = np.full(MAX_TEXTS, -1, np.int32)
-    out = {"text": np.zeros(text_dim, np.float32), "has_text": text is not None, "text_id": np.int32(-1)}
-    if text is not None:
-        every = [t for texts in offers.values() for t in texts]
-        unique = list(dict.fromkeys([text_hash(text.text), *(text_hash(t.text) for t in every)]))[:MAX_TEXTS]
-        ids[: len(unique)] = unique
-        feature = feature_of(text, config.prompt_engineering)
-        out |= {"text": np.asarray(feature, np.float32), "text_id": np.int32(text_hash(text.text))}
-    image = _draw_image(record, config.thumbnail_share, rng)
-    out["has_image"] = image is not None
-    out["image"] = np.zeros(image_dim, np.float32) if image is None else image.astype(np.float32)
-    return {**out, "text_ids": ids}
+    m, offers = config.texts, _offers(record, config)
+    every = [t for texts in offers.values() for t in texts]
+    out = {
+        "text": np.zeros((m, text_dim), np.float32), "has_text": np.zeros(m, bool),
+        "text_id": np.full(m, -1, np.int32), "text_ids": np.full(MAX_TEXTS, -1, np.int32),
+    }  # fmt: skip
+    for place in range(m):
+        text = _draw_text(offers, config.class_text_share, rng)
+        if text is None:
+            break
+        out["text"][place] = feature_of(text, config.prompt_engineering)
+        out["has_text"][place], out["text_id"][place] = True, text_hash(text.text)
+        offers = {source: [t for t in texts if t is not text] for source, texts in offers.items()}
+        offers = {source: texts for source, texts in offers.items() if texts}
+    if drawn := [int(i) for i in out["text_id"] if i >= 0]:
+        unique = list(dict.fromkeys([*drawn, *(text_hash(t.text) for t in every)]))[:MAX_TEXTS]
+        out["text_ids"][: len(unique)] = unique
+    m = config.images
+    out |= {"image": np.zeros((m, image_dim), np.float32), "has_image": np.zeros(m, bool)}
+    left: dict[bool, list[int]] = {True: [], False: []}
+    for row, source in enumerate(record["image_sources"]):
+        left[source == "thumbnail"].append(row)
+    for place in range(m):
+        row = _draw_image(left, config.thumbnail_share, rng)
+        if row is None:
+            break
+        out["image"][place], out["has_image"][place] = record["image_features"][row], True
+        left = {kind: [r for r in rows if r != row] for kind, rows in left.items()}
+    return out

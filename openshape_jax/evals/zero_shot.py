@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from openshape_jax.data.pipeline import points_to_embed
 # (xyz (B, N, 3) uint16, rgb (B, N, 3) uint8, count (B,)) -> (B, D) unit vectors, of NumPy or on the device;
 # points after the first `count` of a cloud repeat them in order
 Embed = Callable[[np.ndarray, np.ndarray, np.ndarray], Any]
+# (record, its index, N) -> {"xyz" (N, 3), "rgb" (N, 3), "count" ()}: the points that `Embed` gets of a shape
+Draw = Callable[[dict[str, Any], int, int], dict[str, np.ndarray]]
 LONG = 5000  # shapes from which an evaluation shows a progress bar
 
 
@@ -72,6 +74,12 @@ def accuracy(scores: np.ndarray, label: np.ndarray) -> dict[str, float]:
     }
 
 
+def projected(vectors: np.ndarray, projection: Mapping[str, Any]) -> np.ndarray:
+    """(n, D) unit vectors: a linear map {"kernel" (D, D), "bias" (D,)} of `vectors`, scaled to length 1."""
+    mapped = vectors @ np.asarray(projection["kernel"]) + np.asarray(projection["bias"])
+    return mapped / np.linalg.norm(mapped, axis=-1, keepdims=True)
+
+
 class ZeroShot:
     """Evaluates on one split of a data set over (a) its classes and (b) all LVIS names.
 
@@ -107,18 +115,31 @@ class ZeroShot:
             _check_vocabulary(dataset, classes, width, embed_dim, text_space)
             self._stored = None
         total = len(self._records)
+        if total == 0:
+            raise ValueError(
+                f"the split {config.split!r} of data set {dataset!r} is empty: take another of its splits "
+                f"({', '.join(info.splits)}), or build it again from sources that have shapes."
+            )
         labelled = (bool(self._records[index]["label"]) for index in range(total))
         if not any(list(labelled) if total < LONG else labelled):
             raise ValueError(f"data set {dataset!r} has no labelled shape in its split {config.split!r}.")
 
-    def embed_all(self, embed: Embed) -> tuple[list[str], list[str], np.ndarray]:
+    def embed_all(
+        self,
+        embed: Embed,
+        draw: Draw = points_to_embed,
+        visit: Callable[[dict[str, Any]], object] | None = None,
+    ) -> tuple[list[str], list[str], np.ndarray]:
         """(uids, labels, (n, D) embeddings) of every labelled shape.
 
         Points are read batch by batch, the next while the device works on the last; the last batch is
         padded to the common size.
+
+        Args:
+          draw: the points of a record. visit: is given the record of every labelled shape, in order.
         """
         size = self._config.batch_size
-        shapes = self._labelled()
+        shapes = self._labelled(draw, visit)
         uids, labels, out, waiting = [], [], [], []
         while part := list(itertools.islice(shapes, size)):
             uids += [uid for uid, _, _ in part]
@@ -131,17 +152,26 @@ class ZeroShot:
                 out.append(np.asarray(emb)[:count])
         return uids, labels, np.concatenate([*out, *(np.asarray(emb)[:count] for emb, count in waiting)])
 
-    def _labelled(self) -> Iterator[tuple[str, str, dict[str, np.ndarray]]]:
+    def _labelled(
+        self, draw: Draw, visit: Callable[[dict[str, Any]], object] | None
+    ) -> Iterator[tuple[str, str, dict[str, np.ndarray]]]:
         """(uid, label, drawn points) of each shape that has a label."""
         total = len(self._records)
         for index in tqdm(range(total), desc=self._dataset, unit="shape", disable=total < LONG, leave=False):
             record = self._records[index]
             if record["label"]:
-                points = points_to_embed(record, index, self._config.num_points)
+                points = draw(record, index, self._config.num_points)
+                if visit is not None:
+                    visit(record)
                 yield record["uid"], record["label"], points
 
-    def tasks(self, uids: Sequence[str], labels: Sequence[str]) -> list[Task]:
+    def tasks(
+        self, uids: Sequence[str], labels: Sequence[str], text_proj: Mapping[str, Any] | None = None
+    ) -> list[Task]:
         """The tasks on all labelled shapes; one of a class that a task does not have is left out of it.
+
+        Args:
+          text_proj: the model's linear map of text targets, which class vectors pass too; None: it has none.
 
         Raises:
           ValueError: the stored class features lack a class.
@@ -156,6 +186,7 @@ class ZeroShot:
             label = np.array([index[mine[int(i)]] for i in rows], np.int64)
             chosen = [uids[int(i)] for i in rows]
             split = self._config.split
+            vectors = vectors if text_proj is None else projected(vectors, text_proj)
             return Task(name, self._dataset, split, origin, rows, chosen, label, classes, vectors)
 
         if self._stored is not None:
@@ -175,17 +206,25 @@ class ZeroShot:
             task(f"{base}_lvis", canonical, lvis, words.encode(lvis, self._centred), "vocabulary"),
         ]
 
-    def results(self, embed: Embed) -> Iterator[tuple[Task, dict[str, float], np.ndarray]]:
-        """(task, its accuracies, (n, D) embeddings of its shapes) of each task that has a shape."""
+    def results(
+        self, embed: Embed, text_proj: Mapping[str, Any] | None = None
+    ) -> Iterator[tuple[Task, dict[str, float], np.ndarray]]:
+        """(task, its accuracies, (n, D) embeddings of its shapes) of each task that has a shape.
+
+        Args:
+          text_proj: the model's linear map of text targets, which class vectors pass too; None: it has none.
+        """
         uids, labels, emb = self.embed_all(embed)
-        for task in self.tasks(uids, labels):
+        for task in self.tasks(uids, labels, text_proj):
             if len(task.rows):
                 mine = emb[task.rows]
                 yield task, accuracy(mine @ task.class_emb.T, task.label), mine
 
-    def run(self, embed: Embed, workdir: Path | None = None) -> Iterator[tuple[str, float]]:
+    def run(
+        self, embed: Embed, workdir: Path | None = None, text_proj: Mapping[str, Any] | None = None
+    ) -> Iterator[tuple[str, float]]:
         """Yields ("eval/<task>/<measure>", value); writes WORKDIR/eval/<task>.json and .npz if asked."""
-        for task, result, emb in self.results(embed):
+        for task, result, emb in self.results(embed, text_proj):
             yield from ((f"eval/{task.name}/{k}", v) for k, v in result.items())
             if workdir is not None:
                 _write(workdir / "eval", task, emb, result)

@@ -18,12 +18,19 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from openshape_jax.config import ModelConfig
-from openshape_jax.ops import attention, ball_query, farthest_point_sampling
+from openshape_jax.ops import ball_query, farthest_point_sampling, gather
+from openshape_jax.ops.attention import pair_heads, pairs_heads, self_attention
+from openshape_jax.ops.patch import has_patch_kernel, patch_features
+from openshape_jax.ops.placement import batch_axes, platform, split_rows
 
 HEAD_DIM = 64  # always, whatever dim / heads
+SUBLANES = 8  # rows of a TPU's registers
 NORM_EPS = 1e-5
 # Most grouped points that pass the set-abstraction MLP together; on a CPU as many as fit its caches.
 CHUNK_ROWS, CPU_CHUNK_ROWS = 1 << 18, 1 << 12
+# Activations (numbers) of the set abstraction that a CPU rather keeps than makes again: beyond, memory is
+# slower.
+CPU_STORED = 1 << 26
 BN_MOMENTUM = 0.1  # torch's convention: new = 0.9 old + 0.1 batch
 
 
@@ -119,13 +126,16 @@ class SetAbstraction(nnx.Module):
 
         def group(points, colours, first, kept):
             chosen = farthest_point_sampling(points, c.patches, first)
-            centre = points[chosen if kept is None else chosen[kept]]
+            centre = gather(points, chosen if kept is None else chosen[kept])
             members = ball_query(points, centre, c.radius, c.nsample)
-            near = jnp.concatenate([points, colours], 1)[members]
+            near = gather(jnp.concatenate([points, colours], 1), members)
             return centre, jnp.concatenate([near[..., :3] - centre[:, None], near], -1)
 
-        centres, grouped = jax.vmap(group)(xyz, rgb.astype(jnp.float32), starts, keep)
-        chunks = _chunked(jax.lax.stop_gradient(grouped))
+        with jax.named_scope("geometry"):
+            centres, grouped = jax.vmap(group)(xyz, rgb.astype(jnp.float32), starts, keep)
+        if train and platform(xyz) == "cpu" and grouped.size // 9 * (128 + c.sa_dim) <= CPU_STORED:
+            return centres, self._stored(jax.lax.stop_gradient(grouped))
+        chunks = _chunked(jax.lax.stop_gradient(grouped), platform(xyz))
         layers: list[tuple[Array, Array]] = []
         for conv, norm in zip(self.convs, self.norms, strict=True):
             kernel, bias = conv.kernel[...], conv.bias[...]
@@ -138,24 +148,47 @@ class SetAbstraction(nnx.Module):
             gain = norm.gain(var)
             layers.append((kernel * gain, norm.bias[...] - mean * gain))
 
+        if has_patch_kernel(xyz, grouped.shape, c.dtype):
+            return centres, patch_features(grouped, layers)
+
         def feature(layers, x):
-            return _mlp(x, layers, c.dtype).reshape(*x.shape[:3], -1).max(2)
+            return _mlp(x, layers, c.dtype).reshape(*x.shape[:3], -1).max(1)
 
-        patch = _over_chunks(feature, layers, chunks)  # (chunks, B, S / chunks, C)
-        return centres, jnp.moveaxis(patch, 0, 1).reshape(*centres.shape[:2], -1)
+        patch = _over_chunks(feature, layers, chunks)  # (G, shares, b x s, C)
+        shares, b, s = chunks.shape[1], len(xyz) // chunks.shape[1], centres.shape[1] // len(chunks)
+        patch = patch.reshape(len(chunks), shares, b, s, -1).transpose(1, 2, 0, 3, 4)
+        return centres, patch.reshape(*centres.shape[:2], -1)
+
+    def _stored(self, grouped: Float[Array, "B S K F"]) -> Float[Array, "B S C"]:
+        """The same in training, layer after layer over all points: half the operations, far more memory."""
+        x = grouped.reshape(-1, grouped.shape[-1]).astype(self.config.dtype)
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            y = _dense(x, conv.kernel[...])
+            mean = y.mean(0, dtype=jnp.float32)
+            var = jnp.square(y - mean).mean(0, dtype=jnp.float32)
+            norm.track(mean + conv.bias[...], var, len(y))
+            gain = norm.gain(var)
+            x = jax.nn.relu(y * gain + (norm.bias[...] - mean * gain)).astype(x.dtype)
+        return x.reshape(*grouped.shape[:3], -1).max(2)
 
 
-def _chunked(grouped: Float[Array, "B S K F"]) -> Float[Array, "G B s K F"]:
-    """The groups in G chunks of centres, the fewest that have at most CHUNK_ROWS points each."""
+def _chunked(grouped: Float[Array, "B S K F"], where: str) -> Float[Array, "G shares K R F"]:
+    """The groups in G chunks of centres, the fewest in which no device has more than CHUNK_ROWS points.
+
+    A chunk has an axis of devices' shares, then the members: a sum or maximum over them adds whole arrays.
+    """
     b, s, k, f = grouped.shape
-    limit = CPU_CHUNK_ROWS if jax.default_backend() == "cpu" else CHUNK_ROWS
-    count = next(g for g in range(1, s + 1) if s % g == 0 and (b * s * k // g <= limit or g == s))
-    return jnp.moveaxis(grouped.reshape(b, count, s // count, k, f), 1, 0)
+    devices = batch_axes(grouped)[2]
+    shares = devices if b % devices == 0 else 1
+    limit = CPU_CHUNK_ROWS if where == "cpu" else CHUNK_ROWS
+    count = next(g for g in range(1, s + 1) if s % g == 0 and (b * s * k // (g * shares) <= limit or g == s))
+    parts = grouped.reshape(shares, b // shares, count, s // count, k, f).transpose(2, 0, 4, 1, 3, 5)
+    return split_rows(parts.reshape(count, shares, k, -1, f), 1)
 
 
 def _over_chunks(fn: Callable[[Any, Array], Any], layers: Any, chunks: Array) -> Any:
     """fn(layers, chunk) of every chunk, stacked; the activations inside are computed again for gradients."""
-    return jax.lax.map(lambda x: jax.checkpoint(fn)(layers, x), chunks)
+    return jax.lax.map(lambda x: jax.checkpoint(fn)(layers, split_rows(x)), chunks)
 
 
 def _mlp(x: Float[Array, "... F"], layers: list[tuple[Array, Array]], dtype: str) -> Float[Array, "R C"]:
@@ -171,12 +204,12 @@ def _moments(chunks: Array, layers: list[tuple[Array, Array]], dtype: str) -> tu
     # Any pivot gives the same result; one near the mean leaves nothing to cancel.
     pivot = jax.lax.stop_gradient(_mlp(chunks[0], layers, dtype).mean(0, dtype=jnp.float32))
 
-    def sums(layers, x):
-        x = _mlp(x, layers, dtype).astype(jnp.float32) - pivot
-        return x.sum(0), jnp.matmul(x.T, x, precision="highest")
+    def sums(layers, x):  # of each device's share: they meet once, after the loop
+        y = _mlp(x, layers, dtype).reshape(x.shape[0], -1, len(pivot)).astype(jnp.float32) - pivot
+        return y.sum(1), jnp.einsum("dnf,dng->dfg", y, y, precision="highest")
 
     rows = chunks.size // chunks.shape[-1]
-    first, second = jax.tree.map(lambda t: t.sum(0) / rows, _over_chunks(sums, layers, chunks))
+    first, second = jax.tree.map(lambda t: t.sum((0, 1)) / rows, _over_chunks(sums, layers, chunks))
     return pivot + first, second - first[:, None] * first
 
 
@@ -199,20 +232,41 @@ class Transformer(nnx.Module):
         self.down_kernel = nnx.Param(_uniform(rngs, (depth, mlp, dim), mlp))
         self.down_bias = nnx.Param(_uniform(rngs, (depth, dim), mlp))
 
-    def __call__(self, tokens: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    def __call__(
+        self, tokens: Float[Array, "B T D"], paths: Float[Array, "depth 2 B"] | None = None
+    ) -> Float[Array, "B T D"]:
+        c, count = self.config, tokens.shape[1]
         weights = {k: v[...] for k, v in vars(self).items() if isinstance(v, nnx.Param)}
-        heads = self.config.heads
 
-        def block(x, w):
-            x = x + _attention(_layer_norm(x, w["norm1_scale"], w["norm1_bias"]), w, heads)
-            h = _dense(_layer_norm(x, w["norm2_scale"], w["norm2_bias"]), w["up_kernel"], w["up_bias"])
-            h = jax.checkpoint(_gelu)(h)  # cheaper to compute again than to keep
-            return x + _dense(h, w["down_kernel"], w["down_bias"]), None
+        where = platform(tokens)
+        # What is cheaper to compute again than to keep; on CPUs the GELU alone.
+        again = _as_is if where == "cpu" else _again
+        qkv, paired = weights["qkv"], pairs_heads(where, c.dtype, c.heads, count)
+        weights["qkv"] = pair_heads(qkv) if paired else qkv
 
-        step = jax.checkpoint(block) if self.config.remat else block
-        # A loop's backward pass is up to 1.7 times as slow on CPUs, elsewhere it saves compile time.
-        on_cpu = jax.default_backend() == "cpu"
-        return jax.lax.scan(step, tokens, weights, unroll=self.config.depth if on_cpu else 1)[0]
+        def block(x, layer):
+            w, path = layer
+            a, b = (None, None) if path is None else path[..., None, None].astype(x.dtype)
+            qkv = again(_norm_dense)(x, w["norm1_scale"], w["norm1_bias"], w["qkv"])
+            mixed = self_attention(qkv, c.heads, count, paired)
+            x = _add(x, _dense(mixed, w["out_kernel"], w["out_bias"]), a)
+            h = again(_norm_dense)(x, w["norm2_scale"], w["norm2_bias"], w["up_kernel"], w["up_bias"])
+            h = again(_gelu_dense)(h, w["down_kernel"], w["down_bias"])
+            return split_rows(_add(x, h, b)), None
+
+        kept = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if c.remat_policy == "dots" else None
+        step = jax.checkpoint(block, policy=kept) if c.remat else block
+        # A loop copies what it keeps for its backward pass: on CPUs that is up to 1.7 times as slow, on TPUs
+        # 1.3 times (experiments/tpu_dryrun); elsewhere it saves compile time.
+        unroll = c.depth if where in ("cpu", "tpu") else 1
+        # Whole registers of tokens: else a TPU copies whatever is seen as (B·T, D) and as (B, T, D) in turn.
+        spare = -count % SUBLANES if where == "tpu" else 0
+        padded = jnp.pad(tokens, ((0, 0), (0, spare), (0, 0))) if spare else tokens
+        return jax.lax.scan(step, padded, (weights, paths), unroll=unroll)[0][:, :count]
+
+
+def _add(x: Array, branch: Array, path: Float[Array, "B 1 1"] | None) -> Array:
+    return x + (branch if path is None else branch * path)
 
 
 def _dense(x: Array, kernel: Array, bias: Array | None = None) -> Array:
@@ -222,8 +276,21 @@ def _dense(x: Array, kernel: Array, bias: Array | None = None) -> Array:
     return y.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
-def _gelu(x: Array) -> Array:
-    return jax.nn.gelu(x, approximate=False)
+def _as_is(fn: Callable[..., Array]) -> Callable[..., Array]:
+    return fn
+
+
+def _again(fn: Callable[..., Array]) -> Callable[..., Array]:
+    return jax.checkpoint(fn, prevent_cse=False)  # within a loop nothing could be shared
+
+
+def _gelu_dense(x: Array, kernel: Array, bias: Array) -> Array:
+    gelu = _again(lambda x: jax.nn.gelu(x, approximate=False))
+    return _dense(gelu(x), kernel, bias)
+
+
+def _norm_dense(x: Array, scale: Array, shift: Array, kernel: Array, bias: Array | None = None) -> Array:
+    return _dense(_layer_norm(x, scale, shift), kernel, bias)
 
 
 def _layer_norm(x: Array, scale: Array, bias: Array) -> Array:
@@ -232,12 +299,6 @@ def _layer_norm(x: Array, scale: Array, bias: Array) -> Array:
     centred = x32 - mean
     var = jnp.square(centred).mean(-1, keepdims=True)
     return (centred * jax.lax.rsqrt(var + NORM_EPS) * scale + bias).astype(x.dtype)
-
-
-def _attention(x: Float[Array, "B T D"], w: dict[str, Array], heads: int) -> Float[Array, "B T D"]:
-    b, t, _ = x.shape
-    q, k, v = jnp.moveaxis(_dense(x, w["qkv"]).reshape(b, t, 3, heads, HEAD_DIM), 2, 0)
-    return _dense(attention(q, k, v).reshape(b, t, -1), w["out_kernel"], w["out_bias"])
 
 
 class PointBert(nnx.Module):
@@ -266,6 +327,7 @@ class PointBert(nnx.Module):
         train: bool = False,
         start: Array | int = 0,
         keep: Int[Array, "B P"] | None = None,
+        paths: Float[Array, "depth 2 B"] | None = None,
     ) -> Float[Array, "B D"]:
         """Embeddings (B, D) float32.
 
@@ -275,6 +337,7 @@ class PointBert(nnx.Module):
           train: batch statistics (updated) instead of the running ones in BatchNorm.
           start: first index of farthest point sampling, one or (B,).
           keep: (B, P) which of the patches to use, as positions below `patches`; None: all.
+          paths: (depth, 2, B) factors on what a block's attention and MLP add; None: 1.
 
         Raises:
           ValueError: shapes do not fit, or fewer points than patches.
@@ -286,9 +349,34 @@ class PointBert(nnx.Module):
                 f"xyz has {xyz.shape[1]} points; this PointBERT needs at least {self.config.patches} "
                 "(its number of patches): sample more."
             )
-        centres, patch = self.sa(xyz, rgb, train, start, keep)
+        with jax.named_scope("set_abstraction"):
+            centres, patch = self.sa(xyz, rgb, train, start, keep)
         tokens = self.lift(jnp.concatenate([centres.astype(patch.dtype), patch], -1))
         tokens = _layer_norm(tokens, self.lift_scale[...], self.lift_bias[...])
         cls = jnp.broadcast_to(self.cls_token[...].astype(tokens.dtype), (len(tokens), 1, tokens.shape[-1]))
-        out = self.transformer(jnp.concatenate([cls, tokens], 1))[:, 0]
+        tokens = split_rows(jnp.concatenate([cls, tokens], 1))
+        with jax.named_scope("transformer"):
+            if train and self.config.microbatches > 1:
+                out = _in_parts(
+                    lambda x, p: self.transformer(x, p)[:, 0], tokens, paths, self.config.microbatches
+                )
+            else:
+                out = self.transformer(tokens, paths)[:, 0]
         return (self.proj(out) if self.config.project else out).astype(jnp.float32)
+
+
+def _in_parts(
+    fn: Callable[..., Array], tokens: Float[Array, "B T D"], paths: Array | None, parts: int
+) -> Float[Array, "B D"]:
+    """fn(tokens, paths) of every row, a part of the rows after the other; for gradients, each is computed
+    again.
+
+    The class tokens of all parts meet in the loss before any part is differentiated, so the gradients are
+    those of the whole batch. Part k has the rows k, k + parts, ...: a share of each device's.
+    """
+    b = len(tokens)
+    x = split_rows(jnp.moveaxis(tokens.reshape(b // parts, parts, *tokens.shape[1:]), 1, 0), 1)
+    if paths is not None:
+        paths = jnp.moveaxis(paths.reshape(*paths.shape[:2], b // parts, parts), 3, 0)
+    out = jax.lax.map(lambda part: jax.checkpoint(fn)(*part), (x, paths))
+    return split_rows(jnp.moveaxis(out, 0, 1).reshape(b, -1))

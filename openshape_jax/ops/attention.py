@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from openshape_jax.ops.dispatch import has_kernels
+from openshape_jax.ops.dispatch import by_device, has_kernels
+from openshape_jax.ops.placement import platform
 
+MAX_TOKENS = 640  # of the kernel for TPUs: the weights of a head stay in VMEM
 LONG = 128  # tokens from which a CPU does better to take one head after the other
 
 
@@ -24,9 +28,38 @@ def attention(
     """
     if q.dtype in (jnp.float16, jnp.bfloat16) and has_kernels("cuda"):
         return jax.lax.platform_dependent(q, k, v, cuda=_cudnn, default=plain)
-    if jax.default_backend() == "cpu" and q.shape[1] >= LONG:
+    if platform(q) == "cpu" and q.shape[1] >= LONG:
         return head_by_head(q, k, v)
     return plain(q, k, v)
+
+
+def pairs_heads(where: str, dtype: str, heads: int, tokens: int) -> bool:
+    """Whether `self_attention` is a kernel on this platform, which takes the columns of `pair_heads`."""
+    fits = dtype == "bfloat16" and heads % 2 == 0 and tokens <= MAX_TOKENS
+    return fits and where == "tpu" and has_kernels("tpu")
+
+
+def pair_heads(kernel: Float[Array, "... 3HD"]) -> Float[Array, "... 3HD"]:
+    """The columns (3, heads, 64) of queries, keys and values in the order (heads / 2, 3, 2, 64)."""
+    parts = kernel.reshape(*kernel.shape[:-1], 3, -1, 128)
+    return jnp.swapaxes(parts, -3, -2).reshape(kernel.shape)
+
+
+def self_attention(
+    qkv: Float[Array, "B T 3HD"], heads: int, tokens: int, paired: bool = False
+) -> Float[Array, "B T HD"]:
+    """`attention` of queries, keys and values that stand beside each other in the columns (3, heads, D).
+
+    Args:
+      tokens: how many at the front take part; to the rest nobody attends, and what it becomes has no meaning.
+      paired: the columns are those of `pair_heads`, and `pairs_heads` is true: a kernel takes them as they are.
+    """
+    if paired:
+        return _tpu(tokens, qkv)
+    b, t, _ = qkv.shape
+    q, k, v = jnp.moveaxis(qkv[:, :tokens].reshape(b, tokens, 3, heads, -1), 2, 0)
+    out = attention(q, k, v).reshape(b, tokens, -1)
+    return out if t == tokens else jnp.pad(out, ((0, 0), (0, t - tokens), (0, 0)))
 
 
 def plain(q: Array, k: Array, v: Array) -> Array:
@@ -87,3 +120,19 @@ def _product(a: Array, b: Array) -> Array:
 
 def _cudnn(q: Array, k: Array, v: Array) -> Array:
     return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _tpu(tokens: int, qkv: Array) -> Array:
+    from openshape_jax.ops import attention_tpu  # here, as importing Pallas takes a quarter of a second
+
+    return by_device(functools.partial(attention_tpu.forward, tokens=tokens))(qkv)
+
+
+def _tpu_backward(tokens: int, qkv: Array, g: Array) -> tuple[Array]:
+    from openshape_jax.ops import attention_tpu
+
+    return (by_device(functools.partial(attention_tpu.backward, tokens=tokens))(qkv, g),)
+
+
+_tpu.defvjp(lambda tokens, qkv: (_tpu(tokens, qkv), qkv), _tpu_backward)

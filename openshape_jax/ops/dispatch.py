@@ -2,9 +2,9 @@
 
 | lowered for | implementation |
 |---|---|
-| tpu | the Pallas kernels `fps_tpu` and `ball_query_tpu` |
+| tpu | the Pallas kernels `fps_tpu`, `ball_query_tpu` and `gather_tpu` |
 | cuda, in a process that has a GPU fit for Triton | the Pallas kernels `fps_gpu` and `ball_query_gpu` |
-| anything else, and clouds too large for a kernel | plain XLA: `farthest_points`, `first_in_ball` |
+| anything else, and clouds too large for a kernel | plain XLA: `farthest_points`, `first_in_ball`, indexing |
 
 The choice is made when a program is lowered, not by the machine that traces it, so a program for TPUs
 can be compiled on a laptop. `OPENSHAPE_KERNELS=0` in the environment turns all kernels off; one
@@ -27,11 +27,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from openshape_jax.ops.ball_query import first_in_ball
 from openshape_jax.ops.fps import farthest_points
+from openshape_jax.ops.placement import batch_axes
 
 
 def farthest_point_sampling(
@@ -84,6 +85,14 @@ def ball_query(
     return _query(float(radius), num_samples)(_points(xyz)[None], _points(centres)[None])[0]
 
 
+def gather(table: Float[Array, "N F"], index: Int[Array, "..."]) -> Float[Array, "... F"]:
+    """table[index] in float32, without a gradient; each index from 0 to N - 1.
+
+    XLA fetches one row after the other on a TPU.
+    """
+    return _look_up()(_points(table)[None], index.reshape(1, -1))[0].reshape(*index.shape, table.shape[1])
+
+
 def _points(xyz: Array) -> Array:
     return jax.lax.stop_gradient(xyz.astype(jnp.float32))  # indices have no gradient
 
@@ -122,6 +131,15 @@ def _query(radius: float, num_samples: int) -> Callable[..., Array]:
     return _over_clouds(plain, tpu=(tpu, ball_query_tpu.MAX_POINTS), cuda=(cuda, ball_query_gpu.MAX_POINTS))
 
 
+@functools.cache
+def _look_up() -> Callable[..., Array]:
+    """(table (B, N, F), index (B, M)) -> (B, M, F)."""
+    from openshape_jax.ops import gather_tpu
+
+    tpu = (gather_tpu.gather_tpu, gather_tpu.MAX_POINTS)
+    return _over_clouds(lambda table, index: table[index], tpu=tpu)
+
+
 def _over_clouds(
     plain: Callable[..., Array], **kernels: tuple[Callable[..., Array], int]
 ) -> Callable[..., Array]:
@@ -138,7 +156,7 @@ def _over_clouds(
             return jax.vmap(plain)(xyz, other)
 
         chosen = {
-            platform: _by_device(kernel)
+            platform: by_device(kernel)
             for platform, (kernel, most) in kernels.items()
             if xyz.shape[1] <= most and has_kernels(platform)
         }
@@ -169,24 +187,23 @@ def has_kernels(platform: str) -> bool:
     return bool(gpus) and all(float(getattr(d, "compute_capability", 0)) >= 8 for d in gpus)
 
 
-def _by_device(kernel: Callable[..., Array]) -> Callable[..., Array]:
-    """kernel, run by each device on its own share of the leading axis where there is a mesh."""
+def by_device(kernel: Callable[..., Any], shared: int = 0) -> Callable[..., Any]:
+    """kernel, run by each device on its own share of the leading axis where there is a mesh.
 
-    def call(*args: Array) -> Array:
-        context = jax.sharding.get_abstract_mesh()
-        mesh = jax.typeof(args[0]).sharding.mesh if context.empty else context
-        auto = [a for a, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto]
-        devices = 1
-        for name in auto:
-            devices *= mesh.shape[name]
+    Args:
+      shared: how many of the last arguments each device gets whole.
+    """
+
+    def call(*args: Array) -> Any:
+        mesh, auto, devices = batch_axes(args[0])
         if devices == 1:
             return kernel(*args)
         # A batch that does not divide is computed in full by every device.
-        rows = PartitionSpec(tuple(auto)) if len(args[0]) % devices == 0 else PartitionSpec()
+        rows = PartitionSpec(auto) if len(args[0]) % devices == 0 else PartitionSpec()
         return jax.shard_map(
             kernel,
             mesh=mesh,
-            in_specs=(rows,) * len(args),
+            in_specs=(*(rows,) * (len(args) - shared), *(PartitionSpec(),) * shared),
             out_specs=rows,
             axis_names=set(auto),
             check_vma=False,

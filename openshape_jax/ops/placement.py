@@ -1,0 +1,50 @@
+"""Where the rows of a batch stand in a program for several devices.
+
+The compiler spreads placements from the arguments of a program through its operations, and now and then takes
+a
+batch apart along another axis, or gathers it: a training step for eight devices then has a hundred exchanges
+too many (experiments/tpu_dryrun). These functions say what is meant. They do nothing without a mesh.
+"""
+
+from __future__ import annotations
+
+import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+
+def batch_axes(x: Array) -> tuple[jax.sharding.AbstractMesh, tuple[str, ...], int]:
+    """(mesh, names of its automatic axes, number of devices along them).
+
+    The mesh is that of `jax.set_mesh`, or else that of the arguments of the enclosing `jax.jit`, which x
+    carries.
+    """
+    context = jax.sharding.get_abstract_mesh()
+    mesh = jax.typeof(x).sharding.mesh if context.empty else context
+    auto = tuple(
+        name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto
+    )
+    devices = 1
+    for name in auto:
+        devices *= mesh.shape[name]
+    return mesh, auto, devices
+
+
+def platform(x: Array) -> str:
+    """For which kind of device the program around x is made, "cpu", "tpu" or "gpu"; not where it is traced."""
+    device = batch_axes(x)[0].abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+def split_rows(x: Array, axis: int = 0) -> Array:
+    """x with its axis of rows split over all devices; as it is where they do not divide it."""
+    mesh, auto, devices = batch_axes(x)
+    if devices == 1 or x.shape[axis] % devices:
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*[None] * axis, auto)))
+
+
+def whole(x: Array) -> Array:
+    """x with all of it on every device."""
+    mesh, _, devices = batch_axes(x)
+    return x if devices == 1 else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec()))
