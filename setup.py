@@ -52,6 +52,7 @@ setup(
         "quickstart": ["scikit-learn>=1.5"],
         "test": [
             "pytest>=8",
+            "pytest-xdist>=3.6",
             "hypothesis>=6",
             "ruff==0.17.6",
             "pyright[nodejs]>=1.1.400",

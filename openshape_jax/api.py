@@ -55,7 +55,6 @@ class Model:
         self.up: str = metadata["up"]
         self._mirrored = bool(metadata.get("mirrored", False))
         self.text_proj: dict[str, Any] | None = weights.get("text_proj")  # of targets, where it was trained
-        self.image_proj: dict[str, Any] | None = weights.get("image_proj")
         self._weights = jax.device_put(weights)
         self._embed = jax.jit(state.make_embed(self.config, int(metadata["views"])))
 
@@ -136,14 +135,11 @@ class Model:
         """(B, D) unit vectors, on the device, of points (B, N, 3) as data sets store them: z-up codes.
 
         Args:
-          xyz: uint16 codes, or float32 coordinates (z-up, any unit) of points that are stored nowhere.
           count: (B,) points of each cloud, where the rest repeats them in order; None: all N.
           mesh: rows are split over its devices, whose number must divide B; None: one device.
         """
-        if xyz.dtype == np.uint16:
-            xyz = schema.dequantize_xyz(xyz)
         batch = {
-            "xyz": self._turned(xyz, "z"),
+            "xyz": self._turned(schema.dequantize_xyz(xyz), "z"),
             "rgb": rgb.astype(np.float32) / np.float32(255),
         }
         if count is not None:

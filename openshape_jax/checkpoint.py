@@ -295,7 +295,7 @@ def _metadata(folder: Path) -> dict[str, Any]:
     metadata = json.loads((folder / "metadata" / "metadata").read_text())
     if metadata.get("format", FORMAT) > FORMAT:
         raise CheckpointError(
-            f"{folder} was written by openshape_jax {metadata.get('version')} in format {metadata['format']}; "
+            f"{folder} is of format {metadata['format']}, by openshape_jax {metadata.get('version')}; "
             f"this version reads formats up to {FORMAT}: pip install --upgrade openshape_jax."
         )
     return metadata

@@ -149,7 +149,7 @@ class Config:
     checkpoint_every: int = 1_000  # steps
     checkpoints_kept: int = 3
     cpu_devices: int = 1  # on CPUs the batch is split over so many devices; 2 fit two cores
-    fsdp: int = 0  # devices over which parameters are split; 0: a host's, from 100 M parameters on
+    fsdp: int = 0  # most devices over which parameters are split; 0: a host's, from 100 M parameters on
     resume: str = "auto"  # "force": go on although the workdir holds another config's run
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)

@@ -3,8 +3,8 @@
     python -m openshape_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
 Any field is overridden by --config.PATH=VALUE, e.g. --config.optim.learning_rate=3e-4; FILE:smoke is a
-one-minute run on synthetic shapes. --mode=dryrun --topology=v5e:16x16 compiles the training step for TPUs on a
-machine without one, and tells whether it fits and how fast it may be.
+one-minute run on synthetic shapes. --mode=dryrun --topology=v5e:16x16 compiles the training step for TPUs on
+a machine without one, and tells whether it fits and how fast it may be.
 """
 
 from __future__ import annotations
@@ -15,24 +15,13 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
+from openshape_jax.overrides import split_argv
+
 _CONFIG = flags.DEFINE_string("config", None, "FILE.py or FILE.py:variant that returns the Config.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; default runs/<config name>[-variant].")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "dryrun"], "dryrun: compile the step for --topology.")
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:16x16", "TPU chips of a dry run, e.g. v5e:2x4, v5p:8x8x8.")
 _RESUME = flags.DEFINE_enum("resume", "auto", ["auto", "force"], "force: go on with a changed config.")
-
-
-def split_argv(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(argv without config overrides, overrides "path=value") from --config.path=value (or a space)."""
-    rest, overrides, arguments = [argv[0]], [], iter(argv[1:])
-    for argument in arguments:
-        body = argument.lstrip("-")
-        if argument.startswith("-") and body.startswith("config."):
-            body = body.removeprefix("config.")
-            overrides.append(body if "=" in body else f"{body}={next(arguments, '')}")
-        else:
-            rest.append(argument)
-    return rest, overrides
 
 
 def main(argv: Sequence[str], overrides: Sequence[str]) -> None:

@@ -16,6 +16,19 @@ class ConfigError(ValueError):
     """A field that does not exist or a value of the wrong type; the message says what would fit."""
 
 
+def split_argv(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(argv without config overrides, overrides "path=value") from --config.path=value (or a space)."""
+    rest, overrides, arguments = [argv[0]], [], iter(argv[1:])
+    for argument in arguments:
+        body = argument.lstrip("-")
+        if argument.startswith("-") and body.startswith("config."):
+            body = body.removeprefix("config.")
+            overrides.append(body if "=" in body else f"{body}={next(arguments, '')}")
+        else:
+            rest.append(argument)
+    return rest, overrides
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """The config as nested dicts of JSON types."""
     return dataclasses.asdict(

@@ -32,9 +32,10 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
 
 
 def choose_fsdp(asked: int, num_params: int, local_devices: int) -> int:
-    """`asked`, or for 0: 1 (every device holds all parameters) below 100 M of them, else a host's devices."""
+    """`asked`, but no more than there are devices; for 0, 1 (every device holds all parameters) below 100 M
+    of them, else a host's devices."""
     if asked:
-        return asked
+        return min(asked, jax.device_count())
     return local_devices if num_params >= LARGE else 1
 
 

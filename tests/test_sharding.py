@@ -149,6 +149,7 @@ def test_parameters_are_split_from_100_million_on():
     assert sharding.choose_fsdp(0, 72_000_000, 8) == 1
     assert sharding.choose_fsdp(0, 171_000_000, 8) == 8
     assert sharding.choose_fsdp(2, 1_000, 8) == 2
+    assert sharding.choose_fsdp(16, 1_000, 8) == 8  # what there is
 
 
 def test_a_mesh_that_does_not_fit():

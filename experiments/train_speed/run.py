@@ -34,8 +34,8 @@ from openshape_jax import config as config_lib
 from openshape_jax import dryrun, losses, models, optim, runtime, sharding, state
 from openshape_jax.augment import augment, dequantize
 from openshape_jax.data import build, pipeline
-from openshape_jax.main import split_argv
 from openshape_jax.ops import ball_query, farthest_point_sampling
+from openshape_jax.overrides import split_argv
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "encoder_speed"))
 from run import matmul_rate, seconds

@@ -64,7 +64,10 @@ def on_dataset(model: Any, dataset: str, split: str, data_dir: str, batch_size: 
     config = EvalConfig(split=split, batch_size=batch_size, num_points=model.num_points)
     space = model.metadata["text_space"]
     evaluator = ZeroShot(dataset, config, data_dir, model.config.embed_dim, space)
-    results = {task.name: task.describe(values) for task, values, _ in evaluator.results(model.embed_stored)}
+    results = {
+        task.name: task.describe(values)
+        for task, values, _ in evaluator.results(model.embed_stored, model.text_proj)
+    }
     for name, r in results.items():
         shares = ", ".join(f"{k} {r[k]:.1%}" for k in ("top1", "top3", "top5", "mean_class"))
         print(

@@ -19,8 +19,6 @@ from openshape_jax.data.pipeline import points_to_embed
 # (xyz (B, N, 3) uint16, rgb (B, N, 3) uint8, count (B,)) -> (B, D) unit vectors, of NumPy or on the device;
 # points after the first `count` of a cloud repeat them in order
 Embed = Callable[[np.ndarray, np.ndarray, np.ndarray], Any]
-# (record, its index, N) -> {"xyz" (N, 3), "rgb" (N, 3), "count" ()}: the points that `Embed` gets of a shape
-Draw = Callable[[dict[str, Any], int, int], dict[str, np.ndarray]]
 LONG = 5000  # shapes from which an evaluation shows a progress bar
 
 
@@ -124,22 +122,14 @@ class ZeroShot:
         if not any(list(labelled) if total < LONG else labelled):
             raise ValueError(f"data set {dataset!r} has no labelled shape in its split {config.split!r}.")
 
-    def embed_all(
-        self,
-        embed: Embed,
-        draw: Draw = points_to_embed,
-        visit: Callable[[dict[str, Any]], object] | None = None,
-    ) -> tuple[list[str], list[str], np.ndarray]:
+    def embed_all(self, embed: Embed) -> tuple[list[str], list[str], np.ndarray]:
         """(uids, labels, (n, D) embeddings) of every labelled shape.
 
         Points are read batch by batch, the next while the device works on the last; the last batch is
         padded to the common size.
-
-        Args:
-          draw: the points of a record. visit: is given the record of every labelled shape, in order.
         """
         size = self._config.batch_size
-        shapes = self._labelled(draw, visit)
+        shapes = self._labelled()
         uids, labels, out, waiting = [], [], [], []
         while part := list(itertools.islice(shapes, size)):
             uids += [uid for uid, _, _ in part]
@@ -152,17 +142,13 @@ class ZeroShot:
                 out.append(np.asarray(emb)[:count])
         return uids, labels, np.concatenate([*out, *(np.asarray(emb)[:count] for emb, count in waiting)])
 
-    def _labelled(
-        self, draw: Draw, visit: Callable[[dict[str, Any]], object] | None
-    ) -> Iterator[tuple[str, str, dict[str, np.ndarray]]]:
+    def _labelled(self) -> Iterator[tuple[str, str, dict[str, np.ndarray]]]:
         """(uid, label, drawn points) of each shape that has a label."""
         total = len(self._records)
         for index in tqdm(range(total), desc=self._dataset, unit="shape", disable=total < LONG, leave=False):
             record = self._records[index]
             if record["label"]:
-                points = draw(record, index, self._config.num_points)
-                if visit is not None:
-                    visit(record)
+                points = points_to_embed(record, index, self._config.num_points)
                 yield record["uid"], record["label"], points
 
     def tasks(

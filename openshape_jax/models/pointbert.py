@@ -8,6 +8,7 @@ exact GELU, unbiased running variance, momentum 0.1, uniform +-1/sqrt(fan_in) in
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -239,8 +240,10 @@ class Transformer(nnx.Module):
         weights = {k: v[...] for k, v in vars(self).items() if isinstance(v, nnx.Param)}
 
         where = platform(tokens)
-        # What is cheaper to compute again than to keep; on CPUs the GELU alone.
-        again = _as_is if where == "cpu" else _again
+        # What is cheaper to compute again than to keep; on CPUs the GELU alone. In a loop nothing could be
+        # shared with the first time, and a TPU fuses more when it is not told to keep both apart.
+        looped = functools.partial(jax.checkpoint, prevent_cse=False)
+        again, gelu = (_as_is, jax.checkpoint(_gelu)) if where == "cpu" else (looped, looped(_gelu))
         qkv, paired = weights["qkv"], pairs_heads(where, c.dtype, c.heads, count)
         weights["qkv"] = pair_heads(qkv) if paired else qkv
 
@@ -251,14 +254,14 @@ class Transformer(nnx.Module):
             mixed = self_attention(qkv, c.heads, count, paired)
             x = _add(x, _dense(mixed, w["out_kernel"], w["out_bias"]), a)
             h = again(_norm_dense)(x, w["norm2_scale"], w["norm2_bias"], w["up_kernel"], w["up_bias"])
-            h = again(_gelu_dense)(h, w["down_kernel"], w["down_bias"])
+            h = again(lambda h, *to: _dense(gelu(h), *to))(h, w["down_kernel"], w["down_bias"])
             return split_rows(_add(x, h, b)), None
 
         kept = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if c.remat_policy == "dots" else None
         step = jax.checkpoint(block, policy=kept) if c.remat else block
-        # A loop copies what it keeps for its backward pass: on CPUs that is up to 1.7 times as slow, on TPUs
-        # 1.3 times (experiments/tpu_dryrun); elsewhere it saves compile time.
-        unroll = c.depth if where in ("cpu", "tpu") else 1
+        # A loop copies what it keeps for its backward pass: up to 1.7 times as slow on CPUs, 1.3 times on
+        # TPUs by the compiler's estimate, where it compiles ten times as fast (experiments/tpu_dryrun).
+        unroll = c.depth if where == "cpu" else 1
         # Whole registers of tokens: else a TPU copies whatever is seen as (B·T, D) and as (B, T, D) in turn.
         spare = -count % SUBLANES if where == "tpu" else 0
         padded = jnp.pad(tokens, ((0, 0), (0, spare), (0, 0))) if spare else tokens
@@ -280,13 +283,8 @@ def _as_is(fn: Callable[..., Array]) -> Callable[..., Array]:
     return fn
 
 
-def _again(fn: Callable[..., Array]) -> Callable[..., Array]:
-    return jax.checkpoint(fn, prevent_cse=False)  # within a loop nothing could be shared
-
-
-def _gelu_dense(x: Array, kernel: Array, bias: Array) -> Array:
-    gelu = _again(lambda x: jax.nn.gelu(x, approximate=False))
-    return _dense(gelu(x), kernel, bias)
+def _gelu(x: Array) -> Array:
+    return jax.nn.gelu(x, approximate=False)
 
 
 def _norm_dense(x: Array, scale: Array, shift: Array, kernel: Array, bias: Array | None = None) -> Array:

@@ -52,7 +52,8 @@ def self_attention(
 
     Args:
       tokens: how many at the front take part; to the rest nobody attends, and what it becomes has no meaning.
-      paired: the columns are those of `pair_heads`, and `pairs_heads` is true: a kernel takes them as they are.
+      paired: the columns are those of `pair_heads`, and `pairs_heads` is true: a kernel takes them as they
+      are.
     """
     if paired:
         return _tpu(tokens, qkv)

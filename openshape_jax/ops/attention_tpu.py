@@ -2,8 +2,8 @@
 
 A program takes two heads of one shape, the 128 lanes of a register, straight from the columns of the joint
 product for queries, keys and values: nothing is transposed or copied in front of it, and the (T, T) weights
-never leave VMEM. Instead of cutting the two heads apart, the other head's columns are set to zero, which costs
-the matrix unit nothing as it is 128 wide anyway.
+never leave VMEM. Instead of cutting the two heads apart, the other head's columns are set to zero, which
+costs the matrix unit nothing as it is 128 wide anyway.
 """
 
 from __future__ import annotations

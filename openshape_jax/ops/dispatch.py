@@ -85,7 +85,7 @@ def ball_query(
     return _query(float(radius), num_samples)(_points(xyz)[None], _points(centres)[None])[0]
 
 
-def gather(table: Float[Array, "N F"], index: Int[Array, "..."]) -> Float[Array, "... F"]:
+def gather(table: Float[Array, "N F"], index: Int[Array, ...]) -> Float[Array, "... F"]:
     """table[index] in float32, without a gradient; each index from 0 to N - 1.
 
     XLA fetches one row after the other on a TPU.

@@ -27,7 +27,8 @@ def gather_tpu(
     b, n, features = table.shape
     count = index.shape[1]
     size = n + -n % LANES
-    columns = jnp.pad(table.transpose(2, 0, 1), ((0, 0), (0, 0), (0, size - n)))[:, :, None]  # (F, B, 1, size)
+    # (F, B, 1, size)
+    columns = jnp.pad(table.transpose(2, 0, 1), ((0, 0), (0, 0), (0, size - n)))[:, :, None]
     rows = min(ROWS, -(-count // (SUBLANES * LANES)) * SUBLANES)
     padded = jnp.pad(index.astype(jnp.int32), ((0, 0), (0, -count % (rows * LANES))))
     grid = padded.reshape(b, -1, LANES)

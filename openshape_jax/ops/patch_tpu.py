@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -39,19 +40,19 @@ def forward(
       interpret: run on any platform by Pallas' interpreter, for tests.
     """
     n, _, width = points.shape
-    weights, each = _prepare(weights), _tiles_each(n)
-    channels = weights[4].shape[1]
+    inputs, each = _prepare(weights), _tiles_each(n)
+    channels = inputs[4].shape[1]
     return pl.pallas_call(
         functools.partial(_forward_kernel, members=width // SUBLANES),
         jax.ShapeDtypeStruct((n, SUBLANES, channels), jnp.bfloat16),
         grid=(n // each,),
-        in_specs=[_tile((each, FEATURES, width)), *map(_whole, weights)],
+        in_specs=[_tile((each, FEATURES, width)), *map(_whole, inputs)],
         out_specs=_tile((each, SUBLANES, channels)),
         compiler_params=_params("parallel"),
-        cost_estimate=_cost(points, weights, 1),
+        cost_estimate=_cost(points, inputs, 1),
         interpret=interpret,
         name="patch_tpu",
-    )(points, *weights)
+    )(points, *inputs)
 
 
 def backward(
@@ -63,19 +64,19 @@ def backward(
     """
     n, _, width = points.shape
     features = weights[0].shape[0]
-    weights, each = _prepare(weights), _tiles_each(n)
-    shapes = [jax.ShapeDtypeStruct(w.shape, jnp.float32) for w in weights]
+    inputs, each = _prepare(weights), _tiles_each(n)
+    shapes = [jax.ShapeDtypeStruct(w.shape, jnp.float32) for w in inputs]
     grads = pl.pallas_call(
         functools.partial(_backward_kernel, members=width // SUBLANES),
         shapes,
         grid=(n // each,),
-        in_specs=[_tile((each, FEATURES, width)), _tile((each, *g.shape[1:])), *map(_whole, weights)],
+        in_specs=[_tile((each, FEATURES, width)), _tile((each, *g.shape[1:])), *map(_whole, inputs)],
         out_specs=[_whole(s) for s in shapes],
         compiler_params=_params("arbitrary"),
-        cost_estimate=_cost(points, weights, 3),
+        cost_estimate=_cost(points, inputs, 3),
         interpret=interpret,
         name="patch_grad_tpu",
-    )(points, g, *weights)
+    )(points, g, *inputs)
     out = [grads[0][:features], *grads[1:]]
     return tuple((x if i % 2 == 0 else x[0])[None] for i, x in enumerate(out))
 
@@ -99,7 +100,7 @@ def _whole(array: Array | jax.ShapeDtypeStruct) -> pl.BlockSpec:
     return pl.BlockSpec(array.shape, lambda i: (0,) * len(array.shape))
 
 
-def _params(semantics: str) -> pltpu.CompilerParams:
+def _params(semantics: Literal["parallel", "arbitrary"]) -> pltpu.CompilerParams:
     return pltpu.CompilerParams(dimension_semantics=(semantics,), vmem_limit_bytes=VMEM)
 
 

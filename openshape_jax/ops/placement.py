@@ -31,7 +31,8 @@ def batch_axes(x: Array) -> tuple[jax.sharding.AbstractMesh, tuple[str, ...], in
 
 
 def platform(x: Array) -> str:
-    """For which kind of device the program around x is made, "cpu", "tpu" or "gpu"; not where it is traced."""
+    """For which kind of device the program around x is made, "cpu", "tpu" or "gpu"; not where it is
+    traced."""
     device = batch_axes(x)[0].abstract_device
     return jax.default_backend() if device is None else device.platform
 

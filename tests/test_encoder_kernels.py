@@ -1,0 +1,83 @@
+"""The Pallas kernels of the encoder for TPUs, in interpret mode against plain JAX, and their gradients."""
+
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from openshape_jax.ops import attention_tpu, gather_tpu, patch_tpu
+
+attention = importlib.import_module("openshape_jax.ops.attention")  # the package's name is the function's
+
+
+@pytest.mark.parametrize(("clouds", "points", "features", "count"), [(2, 1000, 6, 9000), (3, 128, 3, 7)])
+def test_gather_equals_indexing(clouds, points, features, count):
+    rng = np.random.default_rng(points)
+    table = rng.normal(size=(clouds, points, features)).astype(np.float32)
+    index = rng.integers(0, points, (clouds, count)).astype(np.int32)
+    got = gather_tpu.gather_tpu(jnp.asarray(table), jnp.asarray(index), interpret=True)
+    np.testing.assert_array_equal(got, [t[i] for t, i in zip(table, index, strict=True)])
+
+
+# 43 of 48 tokens are real: nobody may attend to the others.
+@pytest.mark.parametrize(("tokens", "total"), [(43, 48), (24, 24)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 2e-2)])
+def test_attention_and_its_gradient(dtype, tolerance, tokens, total):
+    rng = np.random.default_rng(total)
+    qkv = jnp.asarray(rng.normal(size=(2, total, 3 * 4 * 64)), dtype)
+    g = jnp.asarray(rng.normal(size=(2, total, 4 * 64)), dtype).at[:, tokens:].set(0)
+    wanted, pull = jax.vjp(lambda x: attention.self_attention(x, 4, tokens), qkv)
+    paired = attention.pair_heads(qkv)
+    got = attention_tpu.forward(paired, tokens, interpret=True)
+    np.testing.assert_allclose(*_f32(got[:, :tokens], wanted[:, :tokens]), atol=tolerance)
+    slope = attention_tpu.backward(paired, g, tokens, interpret=True)
+    np.testing.assert_allclose(*_f32(slope, attention.pair_heads(pull(g)[0])), atol=tolerance)
+
+
+def test_attention_keeps_large_logits_finite():
+    qkv = 100 * jnp.ones((1, 16, 3 * 128), jnp.bfloat16)
+    out = attention_tpu.forward(qkv, 16, interpret=True)
+    slope = attention_tpu.backward(qkv, jnp.ones((1, 16, 128), jnp.bfloat16), 16, interpret=True)
+    np.testing.assert_allclose(np.asarray(out, np.float32), 100)
+    assert np.isfinite(np.asarray(slope, np.float32)).all()
+
+
+def test_patch_features_and_their_gradients():
+    """Duplicates of the first member share a maximum, as a ball query with too few hits gives them."""
+    rng = np.random.default_rng(0)
+    b, s, k, c = 2, 24, 16, 128
+    grouped = rng.normal(size=(b, s, k, 9)).astype(np.float32)
+    grouped[:, :, 5:] = grouped[:, :, :1]
+    shapes = ((9, 64), (64,), (64, 64), (64,), (64, c), (c,))
+    weights = [jnp.asarray(0.3 * rng.normal(size=x), jnp.float32) for x in shapes]
+
+    def plain(*weights):
+        x = jnp.asarray(grouped)
+        for kernel, bias in zip(weights[::2], weights[1::2], strict=True):
+            x = jax.nn.relu(_bf16(x) @ _bf16(kernel) + bias)
+        return x.max(2)
+
+    wanted, pull = jax.vjp(plain, *weights)
+    tiles = patch_tpu.tiles(jnp.asarray(grouped))
+    got = patch_tpu.forward(tiles, *weights, interpret=True).reshape(wanted.shape)
+    assert _difference(got, wanted) < 0.005
+    g = jnp.asarray(rng.normal(size=wanted.shape), jnp.float32)
+    slopes = patch_tpu.backward(tiles, g.reshape(-1, 8, c), *weights, interpret=True)
+    for slope, exact in zip(slopes, pull(g), strict=True):
+        assert slope.shape == (1, *exact.shape) and _difference(slope[0], exact) < 0.01
+
+
+def _bf16(x):
+    return x.astype(jnp.bfloat16).astype(jnp.float32)
+
+
+def _f32(*arrays):
+    return [np.asarray(x, np.float32) for x in arrays]
+
+
+def _difference(got, wanted) -> float:
+    """Relative to the largest value."""
+    got, wanted = _f32(got, wanted)
+    return float(np.abs(got - wanted).max() / np.abs(wanted).max())
