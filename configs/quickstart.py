@@ -12,7 +12,7 @@ from openshape_jax import config
 
 def get_config(variant: str = "") -> config.Config:
     """The quickstart; the choices are explained in experiments/quickstart/README.md."""
-    c = config.Config(steps=1450, batch_size=48, checkpoint_every=300, cpu_devices=2, fsdp=2)
+    c = config.Config(steps=1750, batch_size=48, checkpoint_every=300, cpu_devices=2, fsdp=2)
     c.model = config.ModelConfig(
         dim=192,
         depth=3,
