@@ -231,9 +231,7 @@ def describe(config: Config, text_space: str = vocabulary.TEXT_SPACE) -> dict[st
         "num_points": config.eval.num_points,
         "views": config.eval.views,
         "trained_on": list(config.data.datasets),
-        "dataset_versions": {
-            name: sources.find(name, config.data.data_dir).name for name in config.data.datasets
-        },
+        "dataset_versions": sources.versions(config.data.datasets, config.data.data_dir),
         "config": to_dict(config),
         "version": __version__,
     }

@@ -19,7 +19,8 @@ LAYERS = [
     {"runtime"},
     {"data"}, {"mesh_sampling"}, {"obj_reader"}, {"mesh_files"}, {"geometry_io"}, {"render"}, {"augment"},
     {"state"}, {"checkpoint"}, {"metrics"}, {"watch"},
-    {"evals"}, {"train"}, {"convert"}, {"clip_inputs"}, {"clip"}, {"errors"}, {"main", "api"}, {"cli"},
+    {"evals"}, {"train"}, {"hlo"}, {"dryrun"},
+    {"convert"}, {"clip_inputs"}, {"clip"}, {"errors"}, {"main", "api"}, {"cli"},
 ]  # fmt: skip
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 

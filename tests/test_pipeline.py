@@ -80,6 +80,7 @@ def test_mixture_follows_the_weights(config, monkeypatch):
         texts = [schema.Text(name, "class", feature)]
         return [
             {
+                "uid": name,
                 "xyz": points,
                 "rgb": points.astype(np.uint8),
                 "texts": texts,

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -212,7 +213,7 @@ def test_a_write_that_fails_in_the_background_stops_the_run_at_the_next_step(dat
     def make_step(_config):  # compiles at once
         return lambda now, _batch: (
             dataclasses.replace(now, step=now.step + 1),
-            {k: np.asarray(v) for k, v in {"loss": now.step * 0.1, "grad_norm": 1.0, "finite": True}.items()},
+            {"loss": now.step * 0.1, "grad_norm": jnp.float32(1), "finite": jnp.asarray(True)},
         )
 
     monkeypatch.setattr(state, "make_train_step", make_step)

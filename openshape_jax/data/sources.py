@@ -41,6 +41,15 @@ def data_root(data_dir: str | Path = "") -> Path:
     return Path(root).expanduser()
 
 
+def versions(names: Sequence[str], data_dir: str | Path = "") -> dict[str, str]:
+    """The newest built version of each data set, by name; those that are not built are left out."""
+    found = {}
+    for name in names:
+        with contextlib.suppress(DatasetMissing):
+            found[name] = find(name, data_dir).name
+    return found
+
+
 def find(name: str, data_dir: str | Path = "") -> Path:
     """The newest built version's folder of the data set `name` (or "name/config").
 
