@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from openshape_jax import hlo
-from openshape_jax.config import Config, ModelConfig
+from openshape_jax.config import Config
 
 EXAMPLES = "v4:4x4x4, v5e:2x4, v5e:16x16, v5p:4x4x4, v5p:8x8x8, v6e:16x16"
 GROUPS = {  # what an operation is for, by its name and its place in the program; the first that matches
@@ -150,22 +150,6 @@ class Report:
             "An estimate, not a measurement: experiments/tpu_dryrun/README.md.",
         ]
         return "\n".join(lines)
-
-
-def model_flops(model: ModelConfig) -> float:
-    """FLOPs that one shape needs, forward and backward (3 x forward), 2 for a multiplication and addition.
-
-    With T = patches + 1 tokens of width D, inner width I = 64 heads, MLP width M, P patches of K points and
-    width C, embedding E: depth x (2 T (4 D I + 2 D M) + 4 T^2 I) + 2 P K (9 x 64 + 64 x 64 + 64 C)
-    + 2 P (C + 3) D + 2 D E. What is computed again, the statistics, geometry, augmentation and the loss do
-    not count.
-    """
-    patches = model.train_patches or model.patches
-    tokens, inner, dim = patches + 1, 64 * model.heads, model.dim
-    block = 2 * tokens * (4 * dim * inner + 2 * dim * model.mlp_dim) + 4 * tokens**2 * inner
-    grouping = 2 * patches * model.nsample * (9 * 64 + 64 * 64 + 64 * model.sa_dim)
-    ends = 2 * patches * (model.sa_dim + 3) * dim + 2 * dim * model.embed_dim * model.project
-    return 3.0 * (model.depth * block + grouping + ends)
 
 
 def run(config: Config, topology: str) -> None:
@@ -308,6 +292,8 @@ def report(
     kernels: dict[str, float] | None = None,
 ) -> Report:
     """The report of a compiled step; a chip of unknown kind counts as a v5e, for tests on CPUs."""
+    from openshape_jax.models import flops
+
     text, memory, cost = compiled.as_text(), compiled.memory_analysis(), compiled.cost_analysis() or {}
     kind = mesh.devices.flat[0].device_kind
     kind = kind if kind in CHIPS else "TPU v5 lite"
@@ -337,7 +323,7 @@ def report(
         exchange_seconds=exchange_seconds(text, CHIPS[kind], sides),
         cycles=estimate.groups,
         missing=estimate.missing,
-        model_flops=model_flops(config.model) * config.batch_size / mesh.size,
+        model_flops=flops.training(config.model) * config.batch_size / mesh.size,
     )
 
 

@@ -16,6 +16,7 @@ from flax import nnx
 
 from openshape_jax import config as config_lib
 from openshape_jax import dryrun, hlo, models, sharding, state
+from openshape_jax.models import flops
 
 PROGRAM = """HloModule jit_step, is_scheduled=true
 
@@ -123,16 +124,16 @@ def test_formula_of_model_flops_against_xla():
         dim=512, depth=4, heads=8, mlp_dim=1024, sa_dim=256, patches=32, nsample=32, embed_dim=256
     )
     weights = jax.eval_shape(lambda: models.split(models.build(m, nnx.Rngs(0))))
-    points = jax.ShapeDtypeStruct((4, 64, 3), jnp.float32)
+    points = jax.ShapeDtypeStruct((2, 64, 3), jnp.float32)  # one chunk: a loop would be counted once
     forward = jax.jit(lambda weights, xyz, rgb: models.apply(m, *weights, xyz, rgb)[0])
     counted = forward.lower(weights, points, points).compile().cost_analysis()["flops"]
-    assert 0.95 < 4 * dryrun.model_flops(m) / 3 / counted < 1
+    assert 0.95 < 2 * sum(flops.forward(m).values()) / counted < 1
 
 
 def test_formula_counts_the_patches_that_are_used():
     m = config_lib.ModelConfig()
-    assert dryrun.model_flops(dataclasses.replace(m, train_patches=m.patches)) == dryrun.model_flops(m)
-    assert dryrun.model_flops(dataclasses.replace(m, train_patches=192)) < dryrun.model_flops(m) / 2
+    assert flops.training(dataclasses.replace(m, train_patches=m.patches)) == flops.training(m)
+    assert flops.training(dataclasses.replace(m, train_patches=192)) < flops.training(m) / 2
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +165,7 @@ def test_report_of_a_program_for_eight_cpu_devices(tiny, compiled):
     assert 0.25 * whole < report.aliased < 0.6 * whole
     assert report.collectives["all-reduce"].runs > 0 and report.collectives["all-gather"].bytes > 0
     assert report.exchange_seconds > 0
-    assert report.model_flops == dryrun.model_flops(tiny.model) * 2
+    assert report.model_flops == flops.training(tiny.model) * 2
     assert 0.5 < report.matrix_flops / report.model_flops < 2 or report.matrix_flops == 0
 
 

@@ -26,15 +26,15 @@ def largest_difference(a, b) -> float:
 
 
 @pytest.mark.parametrize(("train", "name"), [(False, "out_eval"), (True, "out_train")])
-def test_outputs_of_the_original(golden, golden_model, weights, train, name, kept):
+def test_outputs_of_the_original(golden, golden_model, weights, train, name, chunks):
     out, _ = models.apply(golden_model, *weights, golden["xyz"], golden["rgb"], train=train)
     np.testing.assert_allclose(out, golden[name], atol=1e-5)
 
 
-@pytest.fixture(params=["activations kept", "made again"])
-def kept(request, monkeypatch) -> None:
-    """Both forms of the set abstraction in training."""
-    monkeypatch.setattr(pointbert, "CPU_STORED", 1 << 26 if request.param == "activations kept" else 0)
+@pytest.fixture(params=[1 << 12, 1 << 7], ids=["one chunk", "several chunks"])
+def chunks(request, monkeypatch) -> None:
+    """The set abstraction's points all at once, and in chunks."""
+    monkeypatch.setattr(pointbert, "CPU_CHUNK_ROWS", request.param)
 
 
 def test_parameter_tree_is_exactly_the_original_s(golden_model, weights):
@@ -42,7 +42,7 @@ def test_parameter_tree_is_exactly_the_original_s(golden_model, weights):
     assert jax.tree.map(jnp.shape, (params, stats)) == jax.tree.map(jnp.shape, weights)
 
 
-def test_five_training_steps_of_the_original(golden, golden_model, weights, kept):
+def test_five_training_steps_of_the_original(golden, golden_model, weights, chunks):
     config = Config(model=golden_model)
     config.optim.schedule = "constant"
     rows = len(golden["xyz"])

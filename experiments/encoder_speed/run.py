@@ -28,17 +28,8 @@ import optax
 
 from openshape_jax import losses, models, optim, runtime, sharding
 from openshape_jax.config import ModelConfig, OptimConfig
-from openshape_jax.models import pointbert
+from openshape_jax.models import flops, pointbert
 from openshape_jax.ops import ball_query, farthest_point_sampling
-
-
-def operations(c: ModelConfig) -> dict[str, float]:
-    """Floating-point operations (multiplications and additions) of one shape's forward pass, by part."""
-    inner, tokens = c.heads * pointbert.HEAD_DIM, c.patches + 1
-    block = tokens * (4 * c.dim * inner + 2 * c.dim * c.mlp_dim) + 2 * tokens**2 * inner
-    patch = c.patches * c.nsample * (9 * 64 + 64 * 64 + 64 * c.sa_dim)
-    rest = c.patches * (c.sa_dim + 3) * c.dim + c.dim * c.embed_dim
-    return {"set abstraction": 2.0 * patch, "transformer": 2.0 * (c.depth * block + rest)}
 
 
 def seconds(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
@@ -207,7 +198,7 @@ def main() -> None:
     for scaling in map(int, args.scalings.split(",")):
         c = pointbert.size(scaling)
         c.dtype, c.remat = args.dtype, args.remat
-        needed = sum(operations(c).values())
+        needed = sum(flops.forward(c).values())
         for batch in map(int, args.batches.split(",")):
             xyz, rgb = clouds(batch, args.points, mesh)
             ours = Ours(c, xyz, rgb, mesh)

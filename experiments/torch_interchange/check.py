@@ -14,109 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch_pointbert
 from torch import nn
 
-DIM, DEPTH, HEADS, MLP, SA, PATCHES, RADIUS, NSAMPLE, WIDTH = 32, 2, 2, 48, 16, 24, 0.35, 16, 40
-
-
-class PreNorm(nn.Module):
-    def __init__(self, fn):
-        super().__init__()
-        self.norm, self.fn = nn.LayerNorm(DIM), fn
-
-    def forward(self, x):
-        return x + self.fn(self.norm(x))
-
-
-class Attention(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.to_qkv = nn.Linear(DIM, 3 * HEADS * 64, bias=False)
-        self.to_out = nn.Sequential(nn.Linear(HEADS * 64, DIM))
-
-    def forward(self, x):
-        q, k, v = (t.unflatten(-1, (HEADS, 64)).transpose(1, 2) for t in self.to_qkv(x).chunk(3, -1))
-        return self.to_out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-
-
-class FeedForward(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(DIM, MLP), nn.GELU(), nn.Dropout(0.0), nn.Linear(MLP, DIM))
-
-    def forward(self, x):
-        return self.net(x)
-
-
-class Transformer(nn.Module):
-    def __init__(self):
-        super().__init__()
-        pairs = (nn.ModuleList([PreNorm(Attention()), PreNorm(FeedForward())]) for _ in range(DEPTH))
-        self.layers = nn.ModuleList(pairs)
-
-    def forward(self, x):
-        for attention, feed_forward in self.layers:
-            x = feed_forward(attention(x))
-        return x
-
-
-class Grouping(nn.Module):
-    def __init__(self):
-        super().__init__()
-        widths = [(9, 64), (64, 64), (64, SA)]
-        self.mlp_convs = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in widths)
-        self.mlp_bns = nn.ModuleList(nn.BatchNorm2d(b) for _, b in widths)
-
-    def forward(self, xyz, rgb):
-        centres = farthest(xyz)
-        distance = (xyz[:, None] - centres[:, :, None]).square().sum(-1)
-        inside = distance <= RADIUS**2
-        order = torch.where(inside, torch.arange(xyz.shape[1]), xyz.shape[1]).sort(-1).values[..., :NSAMPLE]
-        index = torch.where(order == xyz.shape[1], order[..., :1], order)
-        near = torch.stack([torch.cat([p, c], -1)[i] for p, c, i in zip(xyz, rgb, index, strict=True)])
-        x = torch.cat([near[..., :3] - centres[:, :, None], near], -1).permute(0, 3, 2, 1)
-        for conv, norm in zip(self.mlp_convs, self.mlp_bns, strict=True):
-            x = torch.relu(norm(conv(x)))
-        return centres, x.max(2).values
-
-
-def farthest(xyz):
-    rows = torch.arange(len(xyz))
-    chosen = [torch.zeros(len(xyz), dtype=torch.long)]
-    distance = torch.full(xyz.shape[:2], torch.inf)
-    while len(chosen) < PATCHES:
-        distance = distance.minimum((xyz - xyz[rows, chosen[-1]][:, None]).square().sum(-1))
-        chosen.append(distance.argmax(-1))
-    return torch.stack([xyz[rows, c] for c in chosen], 1)
-
-
-class Swap(nn.Module):
-    def forward(self, x):
-        return x.transpose(1, 2)
-
-
-class Encoder(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.sa = Grouping()
-        self.lift = nn.Sequential(nn.Conv1d(SA + 3, DIM, 1), Swap(), nn.LayerNorm([DIM]))
-        self.cls_token = nn.Parameter(torch.randn(DIM))
-        self.transformer = Transformer()
-
-    def forward(self, xyz, rgb):
-        centres, patch = self.sa(xyz, rgb)
-        tokens = self.lift(torch.cat([centres.transpose(1, 2), patch], 1))
-        cls = self.cls_token.expand(len(tokens), 1, DIM)
-        return self.transformer(torch.cat([cls, tokens], 1))[:, 0]
-
-
-class Projected(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.ppat, self.proj = Encoder(), nn.Linear(DIM, WIDTH)
-
-    def forward(self, xyz, rgb):
-        return self.proj(self.ppat(xyz, rgb))
+SIZE = torch_pointbert.Size(32, 2, 2, 48, 16, 24, 0.35, 16, 40)  # the fixture's
 
 
 def read(path: str, mmap: bool = False):
@@ -135,7 +36,7 @@ def check(golden: str, fixture: str, files: list[str]) -> None:
     original, around = read(fixture)
     for path in files:
         state, whole = read(path)
-        model = Projected()
+        model = torch_pointbert.Projected(SIZE)
         wrapped = nn.ModuleDict({"module": model})
         prefixed = next(iter(state)).startswith("module.")
         print(path, (wrapped if prefixed else model).load_state_dict(state, strict=True))
@@ -165,7 +66,7 @@ def write(golden: str, folder: str) -> None:
     values = np.load(golden)
     prefix = "weights/"
     state = {k[len(prefix) :]: torch.from_numpy(v) for k, v in values.items() if k.startswith(prefix)}
-    model = Projected()
+    model = torch_pointbert.Projected(SIZE)
     model.load_state_dict(state, strict=True)
     optimizer = torch.optim.AdamW(model.parameters())
     model(*(torch.from_numpy(values[k]) for k in ("xyz", "rgb"))).sum().backward()

@@ -9,7 +9,7 @@
 The step is that of a real run: state.make_train_step, sharded and donated. Its parts are programs of their
 own, each with its gradients where the step has them, so their sum exceeds the step by what overlaps or is
 fused. Input is the time that the pipeline takes for a batch of the synthetic set, alone; in a run it works
-beside the device. Utilisation is the model's operations (openshape_jax.dryrun.model_flops) over the time and
+beside the device. Utilisation is the model's operations (openshape_jax.models.flops) over the time and
 the measured peak, which is that of large matrix products of the same type.
 """
 
@@ -31,9 +31,10 @@ import optax
 from flax import nnx
 
 from openshape_jax import config as config_lib
-from openshape_jax import dryrun, losses, models, optim, runtime, sharding, state
+from openshape_jax import losses, models, optim, runtime, sharding, state
 from openshape_jax.augment import augment, dequantize
 from openshape_jax.data import build, pipeline
+from openshape_jax.models import flops
 from openshape_jax.ops import ball_query, farthest_point_sampling
 from openshape_jax.overrides import split_argv
 
@@ -60,7 +61,7 @@ def main() -> None:
     step, gigabytes = whole_step(config, mesh, batch)
     found = seconds({"step": step, **parts(config, mesh, batch)}, args.repeats)
     peak = matmul_rate(config.model.dtype, mesh)
-    needed = dryrun.model_flops(config.model) * config.batch_size
+    needed = flops.training(config.model) * config.batch_size
     whole = found.pop("step")
     print(
         f"step {whole:.3f} s, {config.batch_size / whole:.1f} shapes/s, {needed / whole / peak:.0%} of the "
@@ -127,14 +128,19 @@ def parts(config: config_lib.Config, mesh: jax.sharding.Mesh, rows: dict) -> dic
         return jax.vmap(one)(x)
 
     def gradient(module: nnx.Module, fn: Callable[..., jax.Array]) -> Callable[..., Any]:
-        graph, weights, others = nnx.split(module, nnx.Param, ...)
-        weights, others = jax.device_put((weights, others), whole)
-        square = jax.jit(jax.grad(lambda w, *a: jnp.square(fn(nnx.merge(graph, w, others), *a)).sum()))
-        return lambda *a: square(weights, *a)
+        graph, *state = nnx.split(module, nnx.Param, ...)
+        weights, others = jax.device_put(tuple(map(nnx.to_pure_dict, state)), whole)
+
+        def square(w: Any, others: Any, *a: jax.Array) -> jax.Array:
+            return jnp.square(fn(nnx.merge(graph, nnx.State(w), nnx.State(others)), *a)).sum()
+
+        made = jax.jit(jax.grad(square))
+        return lambda *a: made(weights, others, *a)
 
     tokens = jax.device_put(np.zeros((b, (c.train_patches or c.patches) + 1, c.dim), c.dtype), by_row)
-    abstraction = gradient(encoder.sa, lambda m, x, r: m(x, r, True)[1].astype(jnp.float32))
-    transformer = gradient(encoder.transformer, lambda m, t: m(t)[:, 0].astype(jnp.float32))
+    keep = state.draw_patches(jax.random.key(2), c, b)  # of all patches those that a step uses
+    abstraction = gradient(encoder.sa, lambda m, x, r: m(x, r, True, keep=keep)[1].astype(jnp.float32))
+    transformer = gradient(encoder.transformer, lambda m, t: m(t).astype(jnp.float32))
     emb = jax.device_put(np.random.default_rng(1).normal(size=(b, c.embed_dim)).astype(np.float32), by_row)
     targets = sharding.put_batch({k: rows[k] for k in ("text", "has_text")}, mesh)
 

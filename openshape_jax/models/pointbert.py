@@ -20,18 +20,16 @@ from jaxtyping import Array, Float, Int
 
 from openshape_jax.config import ModelConfig
 from openshape_jax.ops import ball_query, farthest_point_sampling, gather
-from openshape_jax.ops.attention import pair_heads, pairs_heads, self_attention
+from openshape_jax.ops.attention import first_attention, pair_heads, pairs_heads, self_attention
 from openshape_jax.ops.patch import has_patch_kernel, patch_features
+from openshape_jax.ops.patch_train import Layer, patch_training
 from openshape_jax.ops.placement import batch_axes, platform, split_rows
 
 HEAD_DIM = 64  # always, whatever dim / heads
 SUBLANES = 8  # rows of a TPU's registers
 NORM_EPS = 1e-5
 # Most grouped points that pass the set-abstraction MLP together; on a CPU as many as fit its caches.
-CHUNK_ROWS, CPU_CHUNK_ROWS = 1 << 18, 1 << 12
-# Activations (numbers) of the set abstraction that a CPU rather keeps than makes again: beyond, memory is
-# slower.
-CPU_STORED = 1 << 26
+CHUNK_ROWS, CPU_CHUNK_ROWS = 1 << 18, 1 << 11
 BN_MOMENTUM = 0.1  # torch's convention: new = 0.9 old + 0.1 batch
 
 
@@ -101,10 +99,10 @@ class BatchNorm(nnx.Module):
 class SetAbstraction(nnx.Module):
     """Patch features: group, shared three-layer MLP (Linear, BatchNorm, ReLU), max over the group.
 
-    The activations of all S x K grouped points are never held at once. BatchNorm is folded into the
-    Linear before it; in training its statistics follow exactly from the mean m and covariance C of the
-    Linear's input, since y = W x + b has mean W m + b and variance diag(W C W^T). The MLP then runs over
-    chunks of centres, and again in the backward pass. In front of a BatchNorm a bias cancels.
+    The MLP runs over chunks of centres, with BatchNorm folded into the Linear before it, so that the
+    activations of all S x K grouped points are never held at once. In front of a BatchNorm a bias cancels.
+    In training, `ops/patch_train.py` does it; for the kernel on TPUs the statistics follow exactly from the
+    mean m and covariance C of the Linear's input: y = W x + b has mean W m + b and variance diag(W C W^T).
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
@@ -134,9 +132,15 @@ class SetAbstraction(nnx.Module):
 
         with jax.named_scope("geometry"):
             centres, grouped = jax.vmap(group)(xyz, rgb.astype(jnp.float32), starts, keep)
-        if train and platform(xyz) == "cpu" and grouped.size // 9 * (128 + c.sa_dim) <= CPU_STORED:
-            return centres, self._stored(jax.lax.stop_gradient(grouped))
         chunks = _chunked(jax.lax.stop_gradient(grouped), platform(xyz))
+        fused = has_patch_kernel(xyz, grouped.shape, c.dtype)
+        if train and not fused:
+            pairs = list(zip(self.convs, self.norms, strict=True))
+            weights = [Layer(conv.kernel[...], norm.scale[...], norm.bias[...]) for conv, norm in pairs]
+            patch, moments = patch_training(chunks.astype(c.dtype), weights)
+            for (conv, norm), (mean, var) in zip(pairs, moments, strict=True):
+                norm.track(mean + conv.bias[...], var, grouped.size // 9)
+            return centres, _unchunked(patch, centres.shape)
         layers: list[tuple[Array, Array]] = []
         for conv, norm in zip(self.convs, self.norms, strict=True):
             kernel, bias = conv.kernel[...], conv.bias[...]
@@ -149,28 +153,13 @@ class SetAbstraction(nnx.Module):
             gain = norm.gain(var)
             layers.append((kernel * gain, norm.bias[...] - mean * gain))
 
-        if has_patch_kernel(xyz, grouped.shape, c.dtype):
+        if fused:
             return centres, patch_features(grouped, layers)
 
         def feature(layers, x):
             return _mlp(x, layers, c.dtype).reshape(*x.shape[:3], -1).max(1)
 
-        patch = _over_chunks(feature, layers, chunks)  # (G, shares, b x s, C)
-        shares, b, s = chunks.shape[1], len(xyz) // chunks.shape[1], centres.shape[1] // len(chunks)
-        patch = patch.reshape(len(chunks), shares, b, s, -1).transpose(1, 2, 0, 3, 4)
-        return centres, patch.reshape(*centres.shape[:2], -1)
-
-    def _stored(self, grouped: Float[Array, "B S K F"]) -> Float[Array, "B S C"]:
-        """The same in training, layer after layer over all points: half the operations, far more memory."""
-        x = grouped.reshape(-1, grouped.shape[-1]).astype(self.config.dtype)
-        for conv, norm in zip(self.convs, self.norms, strict=True):
-            y = _dense(x, conv.kernel[...])
-            mean = y.mean(0, dtype=jnp.float32)
-            var = jnp.square(y - mean).mean(0, dtype=jnp.float32)
-            norm.track(mean + conv.bias[...], var, len(y))
-            gain = norm.gain(var)
-            x = jax.nn.relu(y * gain + (norm.bias[...] - mean * gain)).astype(x.dtype)
-        return x.reshape(*grouped.shape[:3], -1).max(2)
+        return centres, _unchunked(_over_chunks(feature, layers, chunks), centres.shape)
 
 
 def _chunked(grouped: Float[Array, "B S K F"], where: str) -> Float[Array, "G shares K R F"]:
@@ -185,6 +174,14 @@ def _chunked(grouped: Float[Array, "B S K F"], where: str) -> Float[Array, "G sh
     count = next(g for g in range(1, s + 1) if s % g == 0 and (b * s * k // (g * shares) <= limit or g == s))
     parts = grouped.reshape(shares, b // shares, count, s // count, k, f).transpose(2, 0, 4, 1, 3, 5)
     return split_rows(parts.reshape(count, shares, k, -1, f), 1)
+
+
+def _unchunked(patch: Float[Array, "G shares R C"], shape: tuple[int, ...]) -> Float[Array, "B S C"]:
+    """Features of the patches of `_chunked`'s chunks, in the order of the centres, which have this shape."""
+    count, shares = patch.shape[:2]
+    b, s, _ = shape
+    parts = patch.reshape(count, shares, b // shares, s // count, -1).transpose(1, 2, 0, 3, 4)
+    return parts.reshape(b, s, -1)
 
 
 def _over_chunks(fn: Callable[[Any, Array], Any], layers: Any, chunks: Array) -> Any:
@@ -235,7 +232,8 @@ class Transformer(nnx.Module):
 
     def __call__(
         self, tokens: Float[Array, "B T D"], paths: Float[Array, "depth 2 B"] | None = None
-    ) -> Float[Array, "B T D"]:
+    ) -> Float[Array, "B D"]:
+        """The first token after all blocks; in the last block no other token is wanted, and none is made."""
         c, count = self.config, tokens.shape[1]
         weights = {k: v[...] for k, v in vars(self).items() if isinstance(v, nnx.Param)}
 
@@ -244,28 +242,44 @@ class Transformer(nnx.Module):
         # shared with the first time, and a TPU fuses more when it is not told to keep both apart.
         looped = functools.partial(jax.checkpoint, prevent_cse=False)
         again, gelu = (_as_is, jax.checkpoint(_gelu)) if where == "cpu" else (looped, looped(_gelu))
-        qkv, paired = weights["qkv"], pairs_heads(where, c.dtype, c.heads, count)
-        weights["qkv"] = pair_heads(qkv) if paired else qkv
+        paired = pairs_heads(where, c.dtype, c.heads, count)
 
-        def block(x, layer):
+        def block(x, layer, mix):
             w, path = layer
             a, b = (None, None) if path is None else path[..., None, None].astype(x.dtype)
-            qkv = again(_norm_dense)(x, w["norm1_scale"], w["norm1_bias"], w["qkv"])
-            mixed = self_attention(qkv, c.heads, count, paired)
-            x = _add(x, _dense(mixed, w["out_kernel"], w["out_bias"]), a)
+            mixed = mix(x, w)
+            x = _add(x[:, : mixed.shape[1]], _dense(mixed, w["out_kernel"], w["out_bias"]), a)
             h = again(_norm_dense)(x, w["norm2_scale"], w["norm2_bias"], w["up_kernel"], w["up_bias"])
             h = again(lambda h, *to: _dense(gelu(h), *to))(h, w["down_kernel"], w["down_bias"])
-            return split_rows(_add(x, h, b)), None
+            return split_rows(_add(x, h, b))
+
+        def of_all(x, w):
+            kernel = pair_heads(w["qkv"]) if paired else w["qkv"]
+            qkv = again(_norm_dense)(x, w["norm1_scale"], w["norm1_bias"], kernel)
+            return self_attention(qkv, c.heads, count, paired)
+
+        def of_first(x, w):
+            normed = _layer_norm(x[:, :count], w["norm1_scale"], w["norm1_bias"])
+            inner = c.heads * HEAD_DIM
+            q, kv = _dense(normed[:, :1], w["qkv"][:, :inner]), _dense(normed, w["qkv"][:, inner:])
+            return first_attention(q, kv, c.heads)
 
         kept = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if c.remat_policy == "dots" else None
-        step = jax.checkpoint(block, policy=kept) if c.remat else block
-        # A loop copies what it keeps for its backward pass: up to 1.7 times as slow on CPUs, 1.3 times on
-        # TPUs by the compiler's estimate, where it compiles ten times as fast (experiments/tpu_dryrun).
-        unroll = c.depth if where == "cpu" else 1
+        step = functools.partial(jax.checkpoint, policy=kept) if c.remat else _as_is
         # Whole registers of tokens: else a TPU copies whatever is seen as (B·T, D) and as (B, T, D) in turn.
         spare = -count % SUBLANES if where == "tpu" else 0
-        padded = jnp.pad(tokens, ((0, 0), (0, spare), (0, 0))) if spare else tokens
-        return jax.lax.scan(step, padded, (weights, paths), unroll=unroll)[0][:, :count]
+        x = jnp.pad(tokens, ((0, 0), (0, spare), (0, 0))) if spare else tokens
+        layers = (weights, paths)
+        if (depth := c.depth - 1) > 0:
+            # A loop copies what it keeps for its backward pass: up to 1.7 times as slow on CPUs, 1.3 times on
+            # TPUs by the compiler's estimate, where it compiles ten times as fast (experiments/tpu_dryrun).
+            body = step(lambda x, layer: block(x, layer, of_all))
+            first = jax.tree.map(lambda v: v[:-1], layers)
+            x = jax.lax.scan(
+                lambda x, layer: (body(x, layer), None), x, first, unroll=depth if where == "cpu" else 1
+            )[0]
+        last = jax.tree.map(lambda v: v[-1], layers)
+        return step(lambda x, layer: block(x, layer, of_first))(x, last)[:, 0]
 
 
 def _add(x: Array, branch: Array, path: Float[Array, "B 1 1"] | None) -> Array:
@@ -355,11 +369,9 @@ class PointBert(nnx.Module):
         tokens = split_rows(jnp.concatenate([cls, tokens], 1))
         with jax.named_scope("transformer"):
             if train and self.config.microbatches > 1:
-                out = _in_parts(
-                    lambda x, p: self.transformer(x, p)[:, 0], tokens, paths, self.config.microbatches
-                )
+                out = _in_parts(self.transformer, tokens, paths, self.config.microbatches)
             else:
-                out = self.transformer(tokens, paths)[:, 0]
+                out = self.transformer(tokens, paths)
         return (self.proj(out) if self.config.project else out).astype(jnp.float32)
 
 

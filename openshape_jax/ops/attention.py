@@ -63,6 +63,14 @@ def self_attention(
     return out if t == tokens else jnp.pad(out, ((0, 0), (0, t - tokens), (0, 0)))
 
 
+def first_attention(
+    q: Float[Array, "B 1 HD"], kv: Float[Array, "B T 2HD"], heads: int
+) -> Float[Array, "B 1 HD"]:
+    """`attention` of one query to all T tokens; kv: keys and values in the columns (2, heads, D)."""
+    k, v = jnp.moveaxis(kv.reshape(*kv.shape[:2], 2, heads, -1), 2, 0)
+    return plain(q.reshape(len(q), 1, heads, -1), k, v).reshape(q.shape)
+
+
 def plain(q: Array, k: Array, v: Array) -> Array:
     """The definition, (B, T, H, D)."""
     logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
