@@ -3,9 +3,10 @@
     python experiments/input_pipeline/run.py [--shapes 4096] [--records 50000] [--data_dir DIR]
 
 Makes a synthetic data set of full-size records (10,000 points, 12 image features of 1,280, five texts with
-both embeddings: 147 KB), then, on one core, measures in turns: ArrayRecord alone, read record by record in
-random order, and the training stream (random order, targets drawn, batches of 64 ready for the device).
-Both once with the files in the page cache, and once from the disk (pages are dropped before each turn).
+both embeddings: 147 KB), then measures in turns: ArrayRecord alone, read record by record in random order, and
+the training stream (random order, targets drawn, batches of 64 ready for the device), on one core and, with
+a worker process on each (data.workers), on all cores. Both once with the files in the page cache, and once from
+the disk (pages are dropped before each turn).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
+from openshape_jax import runtime
 from openshape_jax.config import Config
 from openshape_jax.data import pipeline, schema, sources
 from tfds_builders import sharded
@@ -116,7 +118,8 @@ def main() -> None:
     builder.shapes = args.shapes
     if not Path(builder.data_dir).is_dir():
         builder.download_and_prepare()
-    os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[-1]})  # one core
+    runtime.keep_freed_memory()  # as a training does
+    cores = os.sched_getaffinity(0)
 
     config = Config(batch_size=BATCH)
     config.data.datasets, config.data.data_dir = ("full_records",), args.data_dir
@@ -125,20 +128,30 @@ def main() -> None:
     size = info.splits["train"].num_bytes / len(records)
     source = records._source  # type: ignore[union-attr]  # serialised
     rng = np.random.default_rng(0)
-    print(f"{len(records)} records of {size / 1e3:.1f} KB, one core, medians of {args.rounds} turns")
+    print(
+        f"{len(records)} records of {size / 1e3:.1f} KB, {len(cores)} cores, medians of {args.rounds} turns"
+    )
     for place in ("page cache", "disk"):
         raw_rate(source, len(records), rng)  # into the page cache
-        raw, stream = [], []
-        for turn in range(args.rounds):
-            if place == "disk":
-                drop_pages(Path(builder.data_dir))
-            raw.append(raw_rate(source, 1024, rng))
-            if place == "disk":
-                drop_pages(Path(builder.data_dir))
-            stream.append(stream_rate(config, 50 * turn, 1024))
-        share = statistics.median(b / a for a, b in zip(raw, stream, strict=True))
-        alone, ready = statistics.median(raw), statistics.median(stream)
-        print(f"{place}: ArrayRecord {alone:.0f} records/s, stream {ready:.0f} shapes/s ({share:.0%})")
+        for workers in (0, len(cores)):
+            config.data.workers, config.data.prefetch = workers, max(4, 4 * workers)
+            os.sched_setaffinity(0, cores if workers else {max(cores)})
+            raw, stream = [], []
+            for turn in range(args.rounds):
+                if place == "disk":
+                    drop_pages(Path(builder.data_dir))
+                raw.append(raw_rate(source, 1024, rng))
+                if place == "disk":
+                    drop_pages(Path(builder.data_dir))
+                stream.append(stream_rate(config, 50 * turn, 1024 * max(workers, 1)))
+            share = statistics.median(b / a for a, b in zip(raw, stream, strict=True))
+            alone, ready = statistics.median(raw), statistics.median(stream)
+            how = f"{workers} workers" if workers else "one core"
+            print(
+                f"{place}, {how}: ArrayRecord alone {alone:.0f} records/s, stream {ready:.0f} shapes/s "
+                f"({share:.0%})"
+            )
+    config.data.workers = 0
     marks = []
     with closing(pipeline.batches(config, 0)) as batches:
         for step in range(args.records // BATCH + 1):
