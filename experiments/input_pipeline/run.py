@@ -3,10 +3,10 @@
     python experiments/input_pipeline/run.py [--shapes 4096] [--records 50000] [--data_dir DIR]
 
 Makes a synthetic data set of full-size records (10,000 points, 12 image features of 1,280, five texts with
-both embeddings: 147 KB), then measures in turns: ArrayRecord alone, read record by record in random order, and
-the training stream (random order, targets drawn, batches of 64 ready for the device), on one core and, with
-a worker process on each (data.workers), on all cores. Both once with the files in the page cache, and once from
-the disk (pages are dropped before each turn).
+both embeddings: 147 KB), then measures in turns: ArrayRecord alone, read record by record in random order,
+and the training stream (random order, targets drawn, batches of 64 ready for the device), on one core and,
+with a worker process on each (data.workers), on all cores. Both once with the files in the page cache, and
+once from the disk (pages are dropped before each turn).
 """
 
 from __future__ import annotations
