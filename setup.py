@@ -10,6 +10,8 @@ exec((here / "openshape_jax" / "version.py").read_text(), scope)
 
 JAX = "jax{extra}>=0.10,<0.13"
 BEAM = "apache-beam>=2.77,<3"  # the first version that was tried beside protobuf 6 and NumPy 2.4
+RENDER = ["embreex>=4.4"]
+TARGETS = ["faiss-cpu>=1.12", "httpx2>=2"]
 
 setup(
     name="openshape_jax",
@@ -50,6 +52,8 @@ setup(
     ],
     extras_require={
         "quickstart": ["scikit-learn>=1.5"],
+        "render": RENDER,  # openshape targets render: 45 MB, no display and no system library
+        "targets": [*RENDER, *TARGETS],  # all stages of openshape targets
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.6",
@@ -58,6 +62,8 @@ setup(
             "pyright[nodejs]>=1.1.400",
             "scikit-learn>=1.5",
             BEAM,
+            *RENDER,
+            *TARGETS,
         ],
         "beam": [BEAM],  # builds data sets on a cluster: tfds_builders/README.md
         "cuda": [JAX.format(extra="[cuda13]")],

@@ -68,9 +68,14 @@ def load_points(path: str | Path, num_points: int = 10_000, seed: int = 0, up: U
         _check_points(xyz)
     except ValueError as error:
         raise ValueError(f"{path}: {error}.") from error
-    found: Up = up or ("y" if suffix in _Y_UP else "z")
+    found: Up = up or up_axis(path)
     xyz = to_z_up(xyz) if found == "y" else xyz
     return Points(xyz.astype(np.float32), rgb.astype(np.float32), has_color, found)
+
+
+def up_axis(path: str | Path) -> Up:
+    """The axis that points up in files of this form: y for glTF and OBJ, z for the others."""
+    return "y" if Path(path).suffix.lower() in _Y_UP else "z"
 
 
 def _suffix(path: Path) -> str:

@@ -62,7 +62,7 @@ def look_up(texture: np.ndarray, uv: np.ndarray) -> np.ndarray:
     return texture[row, column] / np.float32(255)
 
 
-def _colors(part: Part, face: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def colors_at(part: Part, face: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """(n, 4) RGBA of points given as face numbers (n,) and barycentric weights (n, 3)."""
     rgba = np.ones((len(face), 4), np.float32)
     if part.textured:
@@ -93,7 +93,7 @@ def _draw(
         mine = owner == i
         face, w = pick[mine] - first[i], weights[mine]
         xyz[mine] = np.einsum("nk,nkd->nd", w, parts[i].vertices[parts[i].faces[face]])
-        rgba[mine] = _colors(parts[i], face, w)
+        rgba[mine] = colors_at(parts[i], face, w)
     return xyz, rgba
 
 

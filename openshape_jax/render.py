@@ -39,18 +39,31 @@ def picture(xyz: np.ndarray, rgb: np.ndarray, size: int = 160) -> np.ndarray:
     if len(xyz) > MOST_POINTS:
         chosen = np.random.default_rng(0).choice(len(xyz), MOST_POINTS, replace=False)
         xyz, rgb = xyz[chosen], rgb[chosen]
-    side = 2 * size  # drawn at twice the size and averaged
-    view = _to_view(xyz, side)
+    colour, coverage, light = discs(_to_view(xyz, 2 * size), rgb, size)
+    return np.rint((colour + 1 - coverage) * light * 255).astype(np.uint8)
+
+
+def discs(view: np.ndarray, rgb: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(colour times coverage (size, size, 3), coverage (size, size, 1), light (size, size, 1)) of a cloud.
+
+    Args:
+      view: (N, 3) column and row from the middle to the right and up, and towards the camera, in pixels of
+        half the size: it is drawn at twice the size and averaged.
+      rgb: (N, 3) in [0, 1].
+      size: pixels of a side.
+    """
+    side = 2 * size
     radius = 0.8 * _spacing(view)
     typical = float(np.clip(np.median(radius), 2.0, side / 30))
     radius = np.clip(radius, 2.0, 1.4 * typical)
     winner, depth = _splat(view, radius, side)
     winner, depth = _draw_back(winner, depth, round(0.6 * typical), step=typical)
-    image = np.concatenate([np.clip(rgb, 0, 1), np.ones((1, 3))])[winner]  # the last row is the background
+    image = np.concatenate([np.clip(rgb, 0, 1), np.zeros((1, 3))])[winner]  # the last row is the background
     image *= _outline(depth)[..., None]
     image = image.reshape(size, 2, size, 2, 3).mean((1, 3))
-    image *= _light(depth.reshape(size, 2, size, 2).max((1, 3)) / 2, step=1.5 * typical)[..., None]
-    return np.rint(image * 255).astype(np.uint8)
+    coverage = (winner >= 0).reshape(size, 2, size, 2).mean((1, 3))
+    light = _light(depth.reshape(size, 2, size, 2).max((1, 3)) / 2, step=1.5 * typical)
+    return image, coverage[..., None], light[..., None]
 
 
 def png(pixels: np.ndarray) -> bytes:

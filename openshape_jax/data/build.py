@@ -46,7 +46,7 @@ def build(name: str, data_dir: str | Path = "", options: Options | None = None) 
     _check_used(base, builder_class, options)
     with _without_warning():
         builder = builder_class(
-            config=_config(builder_class, config),
+            config=_config(builder_class, config, options.source),
             data_dir=str(sources.data_root(data_dir)),
             file_format="array_record",
         )
@@ -76,8 +76,11 @@ def _without_warning() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _config(builder_class: Any, name: str) -> Any:
-    """The config called `name`: one of the builder's, or made on the fly where it takes any name."""
+def _config(builder_class: Any, name: str, source: str) -> Any:
+    """The config called `name`: one of the builder's, or made on the fly where it takes any name or has the
+    raw files say what the records are like."""
+    if hasattr(builder_class, "config_of_source"):
+        return builder_class.config_of_source(name, source)
     if not name or name in builder_class.builder_configs:
         return name or None
     if hasattr(builder_class, "own_config"):

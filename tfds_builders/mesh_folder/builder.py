@@ -108,16 +108,16 @@ class MeshFolder(ShardedBuilder):
     class_from = ""
 
     @classmethod
-    def own_config(cls, name: str) -> tfds.core.BuilderConfig:
-        """The config of mesh_folder/NAME.
+    def own_config(cls, name: str, dataset: str = "mesh_folder") -> tfds.core.BuilderConfig:
+        """The config of mesh_folder/NAME, or of another `dataset` that takes the same names.
 
         Raises:
           ValueError: a name that is no folder name.
         """
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", name):
             raise ValueError(
-                f"mesh_folder/{name}: {name!r} cannot be a name; use letters, digits, _ and -, e.g. "
-                "mesh_folder/toys."
+                f"{dataset}/{name}: {name!r} cannot be a name; use letters, digits, _ and -, e.g. "
+                f"{dataset}/toys."
             )
         return tfds.core.BuilderConfig(name=name, description="a folder of meshes")
 
@@ -138,7 +138,7 @@ class MeshFolder(ShardedBuilder):
 
     def _items(self, dl_manager: Any) -> Mapping[str, Mapping[str, Item]]:
         del dl_manager  # nothing is fetched
-        self._root = _folder(self.source)
+        self._root = folder_of(self.source)
         files, others = find_files(self._root)
         if not files:
             kinds = f" (it has {_counts(others)})" if others else ""
@@ -146,7 +146,7 @@ class MeshFolder(ShardedBuilder):
         said = {}
         if self.captions:
             said = captions.read(Path(self.captions).expanduser(), list(files), self._root)
-        words = {uid: self._with_class(uid, said.get(uid, Words())) for uid in files}
+        words = {uid: with_class(said.get(uid, Words()), uid, self.class_from) for uid in files}
         digest = hashlib.blake2b(digest_size=16)
         for uid, stamp in files.items():
             digest.update(repr((uid, stamp, words[uid])).encode())
@@ -159,17 +159,6 @@ class MeshFolder(ShardedBuilder):
 
     def _loader(self) -> Loader:
         return Load(str(self._root), self.up, self._origin)
-
-    def _with_class(self, uid: str, words: Words) -> Words:
-        parent = Path(uid).parent.name
-        if words.kind or self.class_from != "folder" or not parent:
-            return words
-        if parent.lower() in ("train", "test", "val", "valid", "validation"):
-            raise ValueError(
-                f"--class-from folder: is {parent!r} of {uid!r} a class or a split? Rename the folder, or "
-                "give the classes and splits with --captions FILE."
-            )
-        return words._replace(kind=parent)
 
     def _describe(
         self, files: Mapping[str, Any], others: Mapping[str, int], said: Mapping, words: Mapping[str, Words]
@@ -217,7 +206,12 @@ class MeshFolder(ShardedBuilder):
             print("  the others can be embedded and searched; for training name them in --captions FILE")
 
 
-def _folder(source: str) -> Path:
+def folder_of(source: str) -> Path:
+    """The folder that --source names.
+
+    Raises:
+      SourceNotFound: none was given, or it is not there.
+    """
     root = Path(source).expanduser()
     if not source:
         raise SourceNotFound("mesh_folder needs --source DIR, the folder of your meshes and point clouds.")
@@ -225,6 +219,23 @@ def _folder(source: str) -> Path:
         state = "is no folder" if root.exists() else "does not exist"
         raise SourceNotFound(f"--source {source} {state}; give the folder of your meshes and point clouds.")
     return root.resolve()
+
+
+def with_class(words: Words, uid: str, class_from: str) -> Words:
+    """The words of a shape, with its folder's name for a class where they have none and `class_from` says so.
+
+    Raises:
+      ValueError: the folder is called like a split.
+    """
+    parent = Path(uid).parent.name
+    if words.kind or class_from != "folder" or not parent:
+        return words
+    if parent.lower() in ("train", "test", "val", "valid", "validation"):
+        raise ValueError(
+            f"--class-from folder: is {parent!r} of {uid!r} a class or a split? Rename the folder, or "
+            "give the classes and splits with --captions FILE."
+        )
+    return words._replace(kind=parent)
 
 
 def find_files(root: Path) -> tuple[dict[str, tuple[int, int]], dict[str, int]]:

@@ -1,0 +1,236 @@
+"""`openshape targets STAGE --work DIR ...`: pictures, captions, texts and features of raw shapes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from openshape_jax.cli import targets_flags as flags
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from openshape_jax.making.endpoint import Endpoint
+    from openshape_jax.making.shapes import Shape, Source
+
+
+def add_parser(verbs: argparse._SubParsersAction) -> None:
+    """Adds the verb with its stages."""
+    p = verbs.add_parser(
+        "targets",
+        help="make training targets from raw shapes: pictures, captions, texts, CLIP features",
+        description="Makes a training set from shapes that have nothing but their form: stages in a row, "
+        "each of which goes on where it was interrupted. docs/targets.md shows all of them on one's own folder.",
+    )
+    stages = p.add_subparsers(dest="stage", required=True, metavar="STAGE")
+    for name, (about, groups, run) in STAGES.items():
+        stage = stages.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
+        flags.add_shapes(stage)
+        for add in groups:
+            add(stage)
+        stage.set_defaults(run=run, stage=name)
+
+
+def _open(args: argparse.Namespace) -> tuple[Path, Source, list[Shape]]:
+    """(work folder, source, its shapes)."""
+    from openshape_jax.making import shapes
+
+    folder = Path(args.work).expanduser().resolve()
+    asked = None
+    if args.source or args.data:
+        asked = shapes.Source(
+            args.source,
+            args.captions,
+            args.up,
+            args.class_from,
+            args.data,
+            args.data_dir if args.data else "",
+        )
+    elif args.captions or args.up or args.class_from:
+        raise ValueError("--captions, --up and --class-from belong to --source DIR: give it, too.")
+    if asked is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    source = shapes.open_source(folder, asked)
+    every = shapes.read(source)
+    shapes.by_uid(every)
+    return folder, source, every
+
+
+def _interruptible(run: Any) -> Any:
+    def guarded(args: argparse.Namespace) -> int:
+        try:
+            run(args)
+        except KeyboardInterrupt:
+            print(f"\ninterrupted: the same command goes on with what is in {args.work}", file=sys.stderr)
+            return 130
+        return 0
+
+    return guarded
+
+
+def render(args: argparse.Namespace) -> None:
+    """Draws what is not drawn. Raises as `making.pictures.render`."""
+    from openshape_jax.making import pictures
+
+    if not 32 <= args.size <= 4096:
+        raise ValueError(f"--size is {args.size}; it must lie in 32 to 4096 pixels.")
+    if args.jobs < 0:
+        raise ValueError(f"--jobs is {args.jobs}; give the number of processes, or 0 for one a core.")
+    pictures.render(*_open(args), args.size, args.jobs)
+
+
+def caption(args: argparse.Namespace) -> None:
+    """Captions what has no caption. Raises as `making.captions.caption`."""
+    from openshape_jax.making import cameras, captions
+    from openshape_jax.making.endpoint import Chat
+
+    folder, _, every = _open(args)
+    ways = [bool(args.endpoint), bool(args.blip), bool(args.captions_from)]
+    if sum(ways) != 1:
+        raise ValueError("give one captioner: --endpoint URL, --blip MODEL or --captions-from FILE.")
+    views = flags.numbers("--views", args.views, len(cameras.CAMERAS))
+    if args.captions_from:
+        path = Path(args.captions_from).expanduser()
+        uids = [shape.uid for shape in every]
+        settings = {"captioner": "file", "file": str(path), "digest": flags.digest_of_file(path)}
+        captions.caption(folder, every, lambda: captions.by_file(path, uids), settings, views)
+        return
+    if args.blip:
+        settings = {"captioner": "transformers", "model": args.blip, "max_new_tokens": captions.BLIP_TOKENS}
+        captions.caption(folder, every, lambda: captions.by_blip(args.blip), settings, views)
+        return
+    endpoint, prompt = flags.endpoint(args), flags.prompt(args.prompt, "caption_prompt.txt")
+    settings = {"captioner": "endpoint", "model": endpoint.model, **flags.told(prompt)}
+    with Chat(endpoint) as chat:
+        captions.caption(
+            folder,
+            every,
+            lambda: captions.by_endpoint(chat, prompt),
+            settings,
+            views,
+            args.parallel,
+            lambda: {"this_run": chat.usage.describe(endpoint)},
+        )
+        flags.tell_cost(chat)
+
+
+def choose(args: argparse.Namespace) -> None:
+    """Judges what is not judged. Raises as `making.texts.choose`."""
+    from openshape_jax.making import texts
+
+    folder, _, every = _open(args)
+    settings: dict[str, Any] = texts.settings_of_rules() if args.by != "llm" else {}
+    if args.by == "rules":
+        if args.endpoint:
+            raise ValueError("--endpoint is given, but --by is rules: say --by both or --by llm.")
+        texts.choose(folder, every, settings)
+        return
+    endpoint, prompt = flags.endpoint(args), flags.prompt(args.prompt, "filter_prompt.txt")
+    settings |= {"model": endpoint.model, **flags.told(prompt)}
+    _choose_by_model(args, folder, every, settings, endpoint, prompt)
+
+
+def _choose_by_model(
+    args: argparse.Namespace,
+    folder: Path,
+    every: Sequence[Shape],
+    settings: dict[str, Any],
+    endpoint: Endpoint,
+    prompt: str,
+) -> None:
+    from openshape_jax.making import judging, texts
+    from openshape_jax.making.endpoint import Chat
+
+    with Chat(endpoint) as chat:
+
+        def model(left: list[str]) -> dict[str, judging.Verdict]:
+            return judging.judge(
+                folder,
+                left,
+                chat,
+                prompt,
+                batch=args.batch,
+                asks=args.asks,
+                parallel=args.parallel,
+                again_unknown=args.again_unknown,
+                json_mode=not args.no_json_mode,
+            )
+
+        told = lambda: {"this_run": chat.usage.describe(endpoint)}  # noqa: E731
+        texts.choose(folder, every, settings, args.by == "both", model, told)
+        flags.tell_cost(chat)
+
+
+def retrieve(args: argparse.Namespace) -> None:
+    """Embeds pictures, then looks for texts of a bank. Raises as `making.retrieve.retrieve`."""
+    from openshape_jax.making import embed, retrieve
+
+    if args.k < 1 or not -1 <= args.min_similarity <= 1:
+        raise ValueError(
+            f"--k is {args.k} and --min-similarity {args.min_similarity}; they must be at least 1, and in "
+            "-1 to 1."
+        )
+    folder, _, every = _open(args)
+    bank = retrieve.read_bank(Path(args.bank).expanduser())
+    clip, about = flags.load_clip(args)
+    shown = embed.image_pass(folder, every, clip, about)
+    retrieve.retrieve(folder, every, shown, about, bank, args.k, args.min_similarity)
+
+
+def embed(args: argparse.Namespace) -> None:
+    """Embeds pictures and texts and builds the data set. Raises as `making.embed.embed`."""
+    from openshape_jax.making import embed as stage
+
+    folder, _, every = _open(args)
+    clip, about = flags.load_clip(args)
+    if args.images_only:
+        stage.image_pass(folder, every, clip, about)
+        return
+    stage.embed(folder, every, clip, about, args.name, args.data_dir, args.jobs)
+
+
+def everything(args: argparse.Namespace) -> None:
+    """All stages that the flags give what they need, one after the other."""
+    render(args)
+    if args.captions_from or args.blip or args.caption_endpoint:
+        caption(flags.for_caption(args))
+    else:
+        print("caption: left out (no --caption-endpoint, --blip or --captions-from)")
+    choose(flags.for_filter(args))
+    if args.bank:
+        retrieve(args)
+    else:
+        print("retrieve: left out (no --bank)")
+    embed(args)
+
+
+STAGES = {
+    "render": ("twelve pictures of every shape", (flags.add_render,), _interruptible(render)),
+    "caption": (
+        "what a captioner says of the pictures",
+        (flags.add_captioner, flags.add_endpoint),
+        _interruptible(caption),
+    ),
+    "filter": (
+        "which of a shape's texts say what it is",
+        (flags.add_filter, flags.add_endpoint),
+        _interruptible(choose),
+    ),
+    "retrieve": (
+        "texts of a bank's pictures that look alike",
+        (flags.add_clip, flags.add_bank),
+        _interruptible(retrieve),
+    ),
+    "embed": (
+        "CLIP features of pictures and texts, and the data set",
+        (flags.add_clip, flags.add_dataset),
+        _interruptible(embed),
+    ),
+    "all": (
+        "all stages in a row",
+        (flags.add_render, flags.add_all, flags.add_clip, flags.add_bank, flags.add_dataset),
+        _interruptible(everything),
+    ),
+}
