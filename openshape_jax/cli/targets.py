@@ -21,8 +21,8 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     p = verbs.add_parser(
         "targets",
         help="make training targets from raw shapes: pictures, captions, texts, CLIP features",
-        description="Makes a training set from shapes that have nothing but their form: stages in a row, "
-        "each of which goes on where it was interrupted. docs/targets.md shows all of them on one's own folder.",
+        description="Makes a training set from shapes that have nothing but their form, in stages that go on "
+        "where they were interrupted. docs/targets.md shows all of them on one's own folder.",
     )
     stages = p.add_subparsers(dest="stage", required=True, metavar="STAGE")
     for name, (about, groups, run) in STAGES.items():
