@@ -44,7 +44,7 @@ def test_what_says_nothing_is_turned_down(text, reason):
     [
         "chair", "Sphere", "BMW M3 E30", "M8 hex bolt", "a man with a van", "café table", "Zürich tram",
         "AK-47", "C:\\models\\wooden_stool_02.obj", "untitled house model", "scan of a teapot", "a test tube",
-        "decade of facade", "defaced", "Airplane.001",
+        "decade of facade", "defaced", "Airplane.001", "Blender", "picture frame",
     ],
 )  # fmt: skip
 def test_what_names_a_thing_is_kept(text):

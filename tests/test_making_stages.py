@@ -321,6 +321,11 @@ def test_another_captioner_or_prompt_makes_texts_again_and_the_data_set_with_the
     assert "texts are new since filter ran" in message and "run `openshape targets filter` again" in message
     assert run("filter", "--work", copy) == 0
     assert "model, prompt, prompt_hash, rules changed" in capsys.readouterr().out
+    assert "changed since retrieve ran" in str(embed(copy, data))
+    bank = ["--bank", copy.parent / "bank.npz", "--min-similarity", 1]
+    np.savez(bank[1], image_features=np.ones((1, WIDTH), np.float32), texts=np.array(["a tool"]))
+    assert run("retrieve", "--work", copy, "--clip", CLIP, *bank) == 0
+    assert "10 shapes got none: nothing in the bank is near enough" in capsys.readouterr().out
     assert embed(copy, data) == 0
     assert "was built before something changed: building it again" in capsys.readouterr().out
     train = records(data)
@@ -335,6 +340,20 @@ def test_another_captioner_or_prompt_makes_texts_again_and_the_data_set_with_the
     copied = shutil.copytree(copy, tmp_path / "elsewhere")
     message = str(run("embed", "--work", copied, "--clip", CLIP, "--name", "ten", "--data_dir", data))
     assert "was built from" in message and "take another --name" in message
+
+
+def test_what_is_made_of_older_results_is_noticed(copy, tmp_path):
+    def again(*arguments):
+        assert run(*arguments, "--work", copy) == 0
+
+    again("render", "--size", 48, "--jobs", 1)
+    assert "changed since caption ran" in str(embed(copy, tmp_path))
+    again("caption", "--captions-from", MESHES / "attribution.csv")  # it has none
+    assert "changed since retrieve ran" in str(embed(copy, tmp_path))
+    for name in ("retrieve.json", retrieve.FILE):
+        (copy / name).unlink()
+    assert embed(copy, tmp_path) == 0
+    assert {t.source for record in records(tmp_path).values() for t in record["texts"]} == {"class", "name"}
 
 
 def test_records_of_a_data_set_are_drawn_as_points(tmp_path, monkeypatch, data_dir):

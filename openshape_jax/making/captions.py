@@ -135,7 +135,7 @@ def caption(
     with work.locked(folder, "caption"):
         shown = pictures.drawn(folder, every)
         made_by = {**settings, "views": list(views)}
-        keys = {work.digest([item.key, made_by]): item for item in shown}
+        keys = {key_of(item, made_by): item for item in shown}
         work.start(folder, "caption", made_by)
         with work.Journal(folder / FILE) as journal:
             todo = {key: item for key, item in keys.items() if key not in journal.kept}
@@ -160,6 +160,22 @@ def caption(
     )
     if empty:
         print(f"  {len(empty)} shapes have none, first {empty[0]}")
+
+
+def key_of(item: Drawn, made_by: dict[str, Any]) -> str:
+    """The key of a shape's captions."""
+    return work.digest([item.key, made_by])
+
+
+def check(folder: Path, shown: Sequence[Drawn]) -> None:
+    """Returns if the captions, where there are any, are of the pictures that there are.
+
+    Raises:
+      ValueError: they are not; says what to do. FileNotFoundError: captioning was interrupted.
+    """
+    if record := work.completed(folder, "caption"):
+        there = {line["key"] for line in work.read_lines(folder / FILE)}
+        work.check_current("caption", {i.shape.uid: key_of(i, record["settings"]) for i in shown}, there)
 
 
 def _of(captioner: Captioner, item: Drawn, views: Sequence[int]) -> dict[str, Any]:

@@ -53,8 +53,8 @@ def embed(
     settings = {"clip": about, "templates": list(ULIP), "background": list(pictures.BACKGROUND)}
     with work.locked(folder, "embed"):
         work.start(folder, "embed", settings)
+        made = ready.texts_of(folder, every, pictures.drawn(folder, every))  # before what takes long
         shown = image_pass(folder, every, clip, about)
-        made = ready.texts_of(folder, every, shown)
         wanted = ready.wanted(made, every)
         done = features.texts(folder, wanted, clip, about)
         targets = sum(is_target for said in made.values() for _, _, is_target in said)

@@ -216,19 +216,16 @@ def drawn(folder: Path, every: Sequence[Shape]) -> list[Drawn]:
         )
     out, found = folder / "render", []
     rejected = {reject["uid"] for reject in work.read_lines(out / "rejects.jsonl")}
-    missing = []
+    keys, there = {}, set()
     for shape in every:
         place = out / folder_name(shape.uid)
-        key = _key(place)
-        if key != key_of(shape, record["settings"]):
-            missing += [] if shape.uid in rejected else [shape.uid]
-            continue
-        found.append(Drawn(shape, place, key))
-    if missing:
-        raise ValueError(
-            f"{len(missing)} shapes are new or changed since render ran, first {missing[0]!r}: run "
-            "`openshape targets render` again."
-        )
+        key = key_of(shape, record["settings"])
+        if _key(place) == key:
+            found.append(Drawn(shape, place, key))
+            there.add(key)
+        if shape.uid not in rejected:
+            keys[shape.uid] = key
+    work.check_current("render", keys, there)
     return found
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from openshape_jax.making import features, pictures, retrieve, shapes, texts, work
+from openshape_jax.making import captions, features, pictures, retrieve, shapes, texts, work
 from openshape_jax.making.features import Wanted
 from openshape_jax.making.pictures import Drawn
 from openshape_jax.making.shapes import Shape, Source
@@ -25,7 +25,13 @@ class Ready(NamedTuple):
 
 
 def texts_of(folder: Path, every: Sequence[Shape], shown: Sequence[Drawn]) -> dict[str, Any]:
-    """{uid: ((text, source, whether it is a target), ...)}: own words, captions, then retrieved texts."""
+    """{uid: ((text, source, whether it is a target), ...)}: own words, captions, then retrieved texts.
+
+    Raises:
+      FileNotFoundError, ValueError: a stage was interrupted or is out of date; says which to run.
+    """
+    captions.check(folder, shown)
+    retrieve.check(folder, every, shown)
     chosen, found = texts.chosen(folder, every), retrieve.read(folder)
     return {
         uid: (

@@ -154,7 +154,7 @@ def retrieve(
     Raises:
       ValueError: the bank does not fit the features, or FAISS is not installed.
     """
-    own = {uid: [said.text for said, _ in chosen] for uid, chosen in texts.chosen(folder, every).items()}
+    own = _own(folder, every)
     settings = {
         "bank": {"path": str(bank.path), **bank.describe()},
         "k": count,
@@ -164,9 +164,7 @@ def retrieve(
     }
     with work.locked(folder, "retrieve"):
         work.start(folder, "retrieve", settings)
-        keys = {
-            work.digest([features.key_of(item, about), settings, own[item.shape.uid]]): item for item in shown
-        }
+        keys = {key_of(item, settings, own): item for item in shown}
         index = index_of(bank, int(about["width"]))
         with work.Journal(folder / FILE) as journal:
             todo = [(key, item) for key, item in keys.items() if key not in journal.kept]
@@ -192,6 +190,28 @@ def retrieve(
         print(f"  {without} shapes got none: nothing in the bank is near enough (--min-similarity {least:g})")
 
 
+def _own(folder: Path, every: Sequence[Shape]) -> dict[str, list[str]]:
+    """{uid: what is said of it besides}."""
+    return {uid: [said.text for said, _ in chosen] for uid, chosen in texts.chosen(folder, every).items()}
+
+
+def key_of(item: Drawn, settings: Mapping[str, Any], own: Mapping[str, list[str]]) -> str:
+    """The key of a shape's retrieved texts."""
+    return work.digest([features.key_of(item, settings["clip"]), dict(settings), own[item.shape.uid]])
+
+
+def check(folder: Path, every: Sequence[Shape], shown: Sequence[Drawn]) -> None:
+    """Returns if the retrieved texts, where there are any, fit the pictures and texts that there are.
+
+    Raises:
+      ValueError: they are not; says what to do. FileNotFoundError: retrieval was interrupted.
+    """
+    if record := work.completed(folder, "retrieve"):
+        own, there = _own(folder, every), {line["key"] for line in work.read_lines(folder / FILE)}
+        keys = {item.shape.uid: key_of(item, record["settings"], own) for item in shown}
+        work.check_current("retrieve", keys, there)
+
+
 def _query(folder: Path, item: Drawn, about: Mapping[str, Any]) -> np.ndarray:
     rows = features.read_images(features.place_of(folder, item), features.key_of(item, about))
     assert rows is not None, "retrieve is called after features.images"
@@ -205,12 +225,6 @@ def read(folder: Path) -> dict[str, list[str]]:
     Raises:
       FileNotFoundError: it was interrupted.
     """
-    record = work.read_json(folder / "retrieve.json")
-    if record is None:
+    if work.completed(folder, "retrieve") is None:
         return {}
-    if not record["complete"]:
-        raise FileNotFoundError(
-            f"{folder}: retrieve was interrupted: run `openshape targets retrieve` to its end, or delete "
-            f"{folder / 'retrieve.json'} to go on without."
-        )
     return {line["uid"]: [text for text, _ in line["texts"]] for line in work.read_lines(folder / FILE)}

@@ -47,6 +47,8 @@ _EMPTY = (
 _CAMERA = (
     "img image dsc dscn dscf dcim pano pic photo picture screenshot screen shot scan vid video mov frame"
 )
+# Of the words above these are things, too, where nothing else stands beside them.
+_THINGS = frozenset(["blender", "folder", "picture", "frame", "screen", "photo", "camera", "body", "shape"])
 # Frequent small words of other languages that are no English words.
 _FOREIGN = {
     "german": "aus mit und ein eine einem einer eines für auf dem des vom zum zur ohne mein kein",
@@ -59,36 +61,15 @@ _FOREIGN = {
     "swedish": "och på till ett utan",
     "turkish": "ve ile için bir",
 }
-_ENGLISH = frozenset(
-    [
-        "a",
-        "an",
-        "and",
-        "the",
-        "of",
-        "with",
-        "in",
-        "on",
-        "for",
-        "from",
-        "by",
-        "to",
-        "at",
-        "is",
-        "this",
-        "that",
-        "my",
-        "without",
-        "under",
-        "over",
-    ]
-)
+_ENGLISH = "a an and the of with in on for from by to at is this that my without under over"
 # Letters that English borrows only with the word (é in café) count less than those that it never has.
 _NEVER = set("ßłąężźćśńőűřůěışğțșăđøåœæþðõãñ")
 _WORD = re.compile(r"[^\W\d_]+", re.UNICODE)
 
 _TECHNICAL_WORDS, _EMPTY_WORDS = frozenset(_TECHNICAL.split()), frozenset(_EMPTY.split())
 _BOILERPLATE_WORDS, _CAMERA_WORDS = frozenset(_BOILERPLATE.split()), frozenset(_CAMERA.split())
+_ENGLISH_WORDS = frozenset(_ENGLISH.split())
+_FOREIGN_WORDS = [frozenset(few.split()) for few in _FOREIGN.values()]
 # What modelling programs call a thing that nobody has named: "Cube.003", "pCube14".
 _UNNAMED = re.compile(
     r"(cube|(ico|uv)?sphere|plane|cylinder|cone|torus|box|line|circle|b(e|é)ziercurve)[._]\d{2,}",
@@ -140,9 +121,9 @@ def _of_language(text: str) -> str:
     if latin < len(letters) / 2:
         return "language"
     words = [word.lower() for word in re.split(r"[\W_]+", text) if len(word) > 1]
-    english = sum(word in _ENGLISH for word in words)
+    english = sum(word in _ENGLISH_WORDS for word in words)
     strange = sum(any(c in _NEVER for c in word) for word in words)
-    foreign = max(sum(word in few.split() for word in words) for few in _FOREIGN.values())
+    foreign = max(sum(word in few for word in words) for few in _FOREIGN_WORDS)
     return "language" if len(words) > 1 and strange + foreign > english else ""
 
 
@@ -150,7 +131,7 @@ def _of_words(stem: str, is_file: bool) -> str:
     """What is left when words that say nothing are taken away, and what is made of it where nothing is."""
     words = [word.lower() for word in _WORD.findall(title_of(stem.replace("-", " ")))]
     left = [word for word in words if not _says_nothing(word)]
-    if left:
+    if left or (words and _THINGS.issuperset(words) and not re.search(r"\d", stem)):
         return ""
     if is_file:
         return "file_name"

@@ -22,13 +22,7 @@ def said_of(folder: Path, every: Sequence[Shape]) -> dict[str, list[Said]]:
       FileNotFoundError: captioning was interrupted.
     """
     made: dict[str, list[str]] = {}
-    record = work.read_json(folder / "caption.json")
-    if record and not record["complete"]:
-        raise FileNotFoundError(
-            f"{folder}: caption was interrupted: run `openshape targets caption --work {folder}` to its "
-            f"end, or delete {folder / 'caption.json'} to go on without."
-        )
-    if record:
+    if work.completed(folder, "caption"):
         made = {line["uid"]: line["texts"] for line in work.read_lines(folder / captions.FILE)}
     return {
         shape.uid: list(
@@ -92,13 +86,8 @@ def chosen(folder: Path, every: Sequence[Shape]) -> dict[str, list[tuple[Said, b
       FileNotFoundError: the filter was interrupted. ValueError: there are texts that it has not seen.
     """
     said = said_of(folder, every)
-    record = work.read_json(folder / "filter.json")
-    if record is None:
+    if work.completed(folder, "filter") is None:
         return {uid: [(text, True) for text in texts] for uid, texts in said.items()}
-    if not record["complete"]:
-        raise FileNotFoundError(
-            f"{folder}: filter was interrupted: run `openshape targets filter` to its end."
-        )
     verdicts = {
         (line["uid"], line["source"], line["text"]): line["verdict"] != REJECT
         for line in work.read_lines(folder / FILE)

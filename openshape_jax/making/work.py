@@ -19,7 +19,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -171,6 +171,38 @@ def finish(work: Path, stage: str, settings: Mapping[str, Any], counts: Mapping[
 def _made_by(settings: Mapping[str, Any]) -> dict[str, Any]:
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return {"made": now, "openshape_jax": __version__, "settings": dict(settings)}
+
+
+def completed(folder: Path, stage: str) -> dict[str, Any] | None:
+    """The record of a stage that may be left out; None where it was.
+
+    Raises:
+      FileNotFoundError: it was begun and has not come to its end.
+    """
+    record = read_json(folder / f"{stage}.json")
+    if record and not record["complete"]:
+        raise FileNotFoundError(
+            f"{folder}: {stage} was interrupted: run `openshape targets {stage}` to its end, or delete "
+            f"{folder / f'{stage}.json'} to go on without."
+        )
+    return record
+
+
+def check_current(stage: str, keys: Mapping[str, str], there: Collection[str]) -> None:
+    """Returns if a stage has a result for every shape as it is now.
+
+    Args:
+      keys: of the results that there should be, by uid. there: keys of those that there are.
+
+    Raises:
+      ValueError: it has not; says which shape it is and what to run.
+    """
+    stale = [uid for uid, key in keys.items() if key not in there]
+    if stale:
+        raise ValueError(
+            f"{len(stale)} shapes are new or changed since {stage} ran, first {stale[0]!r}: run `openshape "
+            f"targets {stage}` again."
+        )
 
 
 def need(path: Path, stage: str) -> Path:
