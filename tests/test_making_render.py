@@ -269,6 +269,22 @@ def test_changed_files_and_settings_are_drawn_again(folder, tmp_path, capsys):
         pictures.drawn(where, shapes.read(shapes.open_source(where, None)))
 
 
+def dies(job):
+    """As `pictures.draw`, but one shape takes its process with it."""
+    if job.shape.uid == "bad":
+        os._exit(9)
+    return ""
+
+
+def test_a_shape_that_kills_its_process_is_a_reject_like_others(tmp_path):
+    source = shapes.Source(folder=str(tmp_path))
+    every = [shapes.Shape(uid, "train", [], (), "", {}) for uid in ("good", "bad", "fine")]
+    todo = [pictures.Job(source, shape, tmp_path / shape.uid, "", 8) for shape in every]
+    found = {job.shape.uid: error for job, error in pictures.in_processes(todo, 2, dies)}
+    assert found["good"] == found["fine"] == ""
+    assert "the process that drew it died" in found["bad"]
+
+
 def test_names_of_folders():
     assert pictures.folder_name("a/b c.obj") == "a%2Fb c.obj"
     assert pictures.folder_name("..") != ".."

@@ -84,7 +84,6 @@ def render(args: argparse.Namespace) -> None:
 def caption(args: argparse.Namespace) -> None:
     """Captions what has no caption. Raises as `making.captions.caption`."""
     from openshape_jax.making import cameras, captions
-    from openshape_jax.making.endpoint import Chat
 
     folder, _, every = _open(args)
     ways = [bool(args.endpoint), bool(args.blip), bool(args.captions_from)]
@@ -103,17 +102,9 @@ def caption(args: argparse.Namespace) -> None:
         return
     endpoint, prompt = flags.endpoint(args), flags.prompt(args.prompt, "caption_prompt.txt")
     settings = {"captioner": "endpoint", "model": endpoint.model, **flags.told(prompt)}
-    with Chat(endpoint) as chat:
-        captions.caption(
-            folder,
-            every,
-            lambda: captions.by_endpoint(chat, prompt),
-            settings,
-            views,
-            args.parallel,
-            lambda: {"this_run": chat.usage.describe(endpoint)},
-        )
-        flags.tell_cost(chat)
+    with flags.counted(folder, "caption", endpoint) as chat:
+        ask = captions.by_endpoint(chat, prompt)
+        captions.caption(folder, every, lambda: ask, settings, views, args.parallel)
 
 
 def choose(args: argparse.Namespace) -> None:
@@ -141,9 +132,8 @@ def _choose_by_model(
     prompt: str,
 ) -> None:
     from openshape_jax.making import judging, texts
-    from openshape_jax.making.endpoint import Chat
 
-    with Chat(endpoint) as chat:
+    with flags.counted(folder, "filter", endpoint) as chat:
 
         def model(left: list[str]) -> dict[str, judging.Verdict]:
             return judging.judge(
@@ -158,15 +148,15 @@ def _choose_by_model(
                 json_mode=not args.no_json_mode,
             )
 
-        told = lambda: {"this_run": chat.usage.describe(endpoint)}  # noqa: E731
-        texts.choose(folder, every, settings, args.by == "both", model, told)
-        flags.tell_cost(chat)
+        texts.choose(folder, every, settings, args.by == "both", model)
 
 
 def retrieve(args: argparse.Namespace) -> None:
     """Embeds pictures, then looks for texts of a bank. Raises as `making.retrieve.retrieve`."""
     from openshape_jax.making import embed, retrieve
 
+    if not args.bank:
+        raise ValueError("--bank PATH is missing: pairs of an image feature and a text (docs/targets.md).")
     if args.k < 1 or not -1 <= args.min_similarity <= 1:
         raise ValueError(
             f"--k is {args.k} and --min-similarity {args.min_similarity}; they must be at least 1, and in "
@@ -183,6 +173,7 @@ def embed(args: argparse.Namespace) -> None:
     """Embeds pictures and texts and builds the data set. Raises as `making.embed.embed`."""
     from openshape_jax.making import embed as stage
 
+    flags.check_name(args.name)
     folder, _, every = _open(args)
     clip, about = flags.load_clip(args)
     if args.images_only:
@@ -193,6 +184,7 @@ def embed(args: argparse.Namespace) -> None:
 
 def everything(args: argparse.Namespace) -> None:
     """All stages that the flags give what they need, one after the other."""
+    flags.check_name(args.name)
     render(args)
     if args.captions_from or args.blip or args.caption_endpoint:
         caption(flags.for_caption(args))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -202,6 +204,13 @@ def endpoint(args: argparse.Namespace) -> Endpoint:
     )
 
 
+def check_name(name: str) -> None:
+    """Returns if targets/NAME can be a data set; raises ValueError, before any work is done."""
+    from tfds_builders.targets import Targets
+
+    Targets.own_config(name)
+
+
 def prompt(path: str, ours: str) -> str:
     """The text of a prompt file, or of ours in the package's assets."""
     if path:
@@ -219,19 +228,26 @@ def digest_of_file(path: Path) -> str:
     return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
 
 
-def tell_cost(chat: Chat) -> None:
-    """Prints what was asked in this run."""
-    use = chat.usage
-    if not use.requests:
-        return
-    told = use.describe(chat.endpoint)
-    price = f", {told['usd']:.4f} USD" if chat.endpoint.price_in or chat.endpoint.price_out else ""
-    print(
-        f"  asked: {use.requests} requests ({use.retries} again), {use.prompt_tokens:,} tokens in, "
-        f"{use.completion_tokens:,} out{price}"
-    )
-    if use.uncounted:
-        print(f"  {use.uncounted} answers did not say how many tokens they were: the cost is higher")
+@contextlib.contextmanager
+def counted(folder: Path, stage: str, endpoint: Endpoint) -> Iterator[Chat]:
+    """A chat with an endpoint; what was asked is added to usage.json and printed, however it ends."""
+    from openshape_jax.making import work
+    from openshape_jax.making.endpoint import Chat
+
+    with Chat(endpoint) as chat:
+        try:
+            yield chat
+        finally:
+            use, told = chat.usage, chat.usage.describe(endpoint)
+            if use.requests:
+                work.add_usage(folder, stage, endpoint.model, told)
+                price = f", {told['usd']:.4f} USD" if endpoint.price_in or endpoint.price_out else ""
+                print(
+                    f"  asked: {use.requests} requests ({use.retries} again), {use.prompt_tokens:,} tokens "
+                    f"in, {use.completion_tokens:,} out{price}"
+                )
+            if use.uncounted:
+                print(f"  {use.uncounted} answers did not say how many tokens they were: the cost is higher")
 
 
 def load_clip(args: argparse.Namespace) -> tuple[Clip, dict[str, Any]]:

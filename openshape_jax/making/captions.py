@@ -118,7 +118,6 @@ def caption(
     settings: dict[str, Any],
     views: Sequence[int],
     parallel: int = 1,
-    usage: Callable[[], dict[str, Any]] = dict,
 ) -> None:
     """Writes FOLDER/captions.jsonl: {"uid", "texts", ...} of every shape that has pictures.
 
@@ -127,7 +126,6 @@ def caption(
       settings: what decides what it says: model, prompt.
       views: numbers of the pictures that it is shown.
       parallel: shapes that are captioned at once, by threads.
-      usage: what to note in caption.json at the end.
 
     Raises:
       FileNotFoundError: render has not run. EndpointError: the endpoint fails for good; what is done is kept.
@@ -153,7 +151,7 @@ def caption(
         empty = [line["uid"] for line in kept if not line["texts"]]
         counts = {"shapes": len(kept), "captions": sum(len(line["texts"]) for line in kept)}
         tokens = {k: sum(line.get(k, 0) for line in kept) for k in ("prompt_tokens", "completion_tokens")}
-        work.finish(folder, "caption", made_by, {**counts, "without": len(empty), **tokens, **usage()})
+        work.finish(folder, "caption", made_by, {**counts, "without": len(empty), **tokens})
     print(
         f"caption: {counts['captions']} captions of {counts['shapes']} shapes in {folder / FILE} ({done} "
         "were there)"

@@ -8,6 +8,7 @@ import signal
 import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,7 +87,7 @@ def render(folder: Path, source: Source, every: Sequence[Shape], size: int = SIZ
             tracing.available()
         rejects = []
         with tqdm(total=len(every), initial=done, unit="shape", desc="render") as bar:
-            for job, error in _drawn(todo, jobs or os.cpu_count() or 1):
+            for job, error in in_processes(todo, jobs or os.cpu_count() or 1):
                 bar.update()
                 if error:
                     rejects.append({"uid": job.shape.uid, "error": error})
@@ -117,16 +118,37 @@ def _key(folder: Path) -> str:
     return found["key"] if found else ""
 
 
-def _drawn(todo: Sequence[Job], jobs: int) -> Iterator[tuple[Job, str]]:
-    """(job, "" or why it could not be done) as they are done, by `jobs` processes."""
+def in_processes(
+    todo: Sequence[Job], jobs: int, make: Callable[[Job], str] | None = None
+) -> Iterator[tuple[Job, str]]:
+    """(job, "" or why it could not be done) as they are done, by `jobs` processes.
+
+    Args:
+      make: draws one; None: `draw`.
+    """
+    make = make or draw
     if jobs <= 1 or len(todo) < 2:
         for job in todo:
-            yield job, draw(job)
+            yield job, make(job)
         return
-    with ProcessPoolExecutor(
-        min(jobs, len(todo)), get_context("spawn"), initializer=_leave_interrupts
-    ) as pool:
-        futures = {pool.submit(draw, job): job for job in todo}
+    left = {job.shape.uid: job for job in todo}
+    try:
+        for job, error in _pooled(todo, jobs, make):
+            del left[job.shape.uid]
+            yield job, error
+    except BrokenProcessPool:
+        # One took its process with it, most likely for memory: alone, each shows whether it is the one.
+        for job in left.values():
+            try:
+                yield from _pooled([job], 1, make)
+            except BrokenProcessPool:
+                yield job, "the process that drew it died; is it too large for this machine's memory?"
+
+
+def _pooled(todo: Sequence[Job], jobs: int, make: Callable[[Job], str]) -> Iterator[tuple[Job, str]]:
+    context, workers = get_context("spawn"), min(jobs, len(todo))
+    with ProcessPoolExecutor(workers, context, initializer=_leave_interrupts) as pool:
+        futures = {pool.submit(make, job): job for job in todo}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()

@@ -156,7 +156,7 @@ def retrieve(
     """
     own = _own(folder, every)
     settings = {
-        "bank": {"path": str(bank.path), **bank.describe()},
+        "bank": bank.describe(),
         "k": count,
         "min_similarity": least,
         "clip": dict(about),
@@ -184,7 +184,12 @@ def retrieve(
         work.write_lines(folder / FILE, kept)
         total = sum(len(line["texts"]) for line in kept)
         without = sum(not line["texts"] for line in kept)
-        work.finish(folder, "retrieve", settings, {"shapes": len(kept), "texts": total, "without": without})
+        work.finish(
+            folder,
+            "retrieve",
+            settings,
+            {"shapes": len(kept), "texts": total, "without": without, "bank": str(bank.path)},
+        )
     print(f"retrieve: {total} texts for {len(kept)} shapes in {folder / FILE} ({done} were there)")
     if without:
         print(f"  {without} shapes got none: nothing in the bank is near enough (--min-similarity {least:g})")

@@ -38,7 +38,6 @@ def choose(
     settings: dict[str, Any],
     use_rules: bool = True,
     model: Callable[[list[str]], dict[str, Verdict]] | None = None,
-    usage: Callable[[], dict[str, Any]] = dict,
 ) -> None:
     """Writes FOLDER/filter.jsonl: a line for every text of every shape, with its verdict; prints a summary.
 
@@ -46,7 +45,6 @@ def choose(
       settings: what decides the verdicts.
       use_rules: texts that the rules turn down are not shown to the model.
       model: judges what is left; None: the rules alone.
-      usage: what to note in filter.json at the end.
 
     Raises:
       EndpointError: the model's endpoint fails for good; its answers so far are kept.
@@ -67,7 +65,7 @@ def choose(
         counts = Counter(line["verdict"] for line in lines)
         reasons = Counter(line["reason"] for line in lines if line["verdict"] == REJECT)
         told = {"texts": len(lines), **{kind: counts[kind] for kind in (KEEP, REJECT, UNKNOWN)}}
-        work.finish(folder, "filter", settings, {**told, "reasons": dict(reasons.most_common()), **usage()})
+        work.finish(folder, "filter", settings, {**told, "reasons": dict(reasons.most_common())})
     print(
         f"filter: {len(lines)} texts of {len(said)} shapes: {counts[KEEP]} kept, {counts[REJECT]} turned "
         f"down, {counts[UNKNOWN]} unknown (kept), in {folder / FILE}"

@@ -4,6 +4,7 @@
 |---|---|
 | source.json | where the shapes come from |
 | STAGE.json | of a stage: its settings, the version and date, what it counted |
+| usage.json | requests, tokens and costs of all runs |
 | render/ captions.jsonl filter.jsonl retrieved.jsonl features/ | results |
 
 Every result carries a key: a digest of the settings and of the input that it was made of. It is made again
@@ -171,6 +172,16 @@ def finish(work: Path, stage: str, settings: Mapping[str, Any], counts: Mapping[
 def _made_by(settings: Mapping[str, Any]) -> dict[str, Any]:
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return {"made": now, "openshape_jax": __version__, "settings": dict(settings)}
+
+
+def add_usage(folder: Path, stage: str, model: str, usage: Mapping[str, float]) -> None:
+    """Adds what a run asked a model to FOLDER/usage.json: requests, tokens and USD of all runs by stage."""
+    path = folder / "usage.json"
+    every = read_json(path) or {}
+    total = every.setdefault(stage, {}).setdefault(model, {})
+    for name, number in usage.items():
+        total[name] = round(total.get(name, 0) + number, 6)
+    write_json(path, every)
 
 
 def completed(folder: Path, stage: str) -> dict[str, Any] | None:

@@ -1,0 +1,130 @@
+"""`openshape targets`: records of a data set, wrong arguments, banks and stages that do not fit."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from openshape_jax.cli import main as cli
+from openshape_jax.data import sources, verify
+from openshape_jax.making import rules, work
+from tests.test_making_stages import CLIP, MESHES, WIDTH, run, told
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """A work folder with small pictures of the ten models."""
+    where = tmp_path_factory.mktemp("drawn") / "work"
+    assert run("render", "--work", where, "--source", MESHES, "--size", 32, "--jobs", 1) == 0
+    return where
+
+
+@pytest.fixture
+def copy(drawn, tmp_path):
+    """A copy of it that a test changes."""
+    return shutil.copytree(drawn, tmp_path / "work")
+
+
+def test_records_of_a_data_set_are_drawn_as_points(tmp_path, monkeypatch, data_dir):
+    from openshape_jax.making import shapes
+
+    def few(source):
+        return of_records(source)[:2]
+
+    of_records = shapes._of_records
+    monkeypatch.setattr(shapes, "_of_records", few)
+    where = tmp_path / "work"
+    every = [
+        "all",
+        "--work",
+        where,
+        "--data",
+        "primitives/tiny",
+        "--data_dir",
+        data_dir,
+        "--size",
+        32,
+        "--jobs",
+        1,
+    ]
+    assert run(*every, "--clip", CLIP, "--name", "tiny") == 0
+    found, info = sources.open_split("targets/tiny", "train", data_dir)
+    before = sources.open_split("primitives/tiny", "train", data_dir)[0]
+    old = {before[i]["uid"]: before[i] for i in range(len(before))}
+    for i in range(len(found)):
+        new = found[i]
+        for key in ("xyz", "rgb", "center", "scale", "checksum", "label", "dataset"):
+            np.testing.assert_array_equal(new[key], old[new["uid"]][key])
+        assert len(new["image_features"]) == 12
+        assert {t.text for t in old[new["uid"]]["texts"]} >= {t.text for t in new["texts"]}
+    assert info.metadata["text_space"] != "clip_vitb32_names_centred"
+    assert verify.verify(sources.find("targets/tiny", data_dir)).problems == []
+    with pytest.raises(ValueError, match="lie in different spaces"):
+        sources.text_space(["targets/tiny", "primitives/tiny"], data_dir)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["caption"], "give one captioner: --endpoint URL, --blip MODEL or --captions-from FILE"),
+        (["caption", "--endpoint", "http://x/v1", "--blip", "y"], "give one captioner"),
+        (["caption", "--endpoint", "http://x/v1"], "--model NAME"),
+        (["caption", "--captions-from", "none.csv"], "none.csv"),
+        (["caption", "--endpoint", "http://x/v1", "--model", "m", "--views", "0,12"], "numbers from 0 to 11"),
+        (["filter", "--by", "both"], "no endpoint is given"),
+        (["filter", "--endpoint", "http://x/v1"], "--by is rules"),
+        (["render", "--size", "9"], "--size is 9"),
+        (["render", "--captions", "x.csv"], "belong to --source DIR"),
+        (["retrieve", "--clip", CLIP], "--bank"),
+        (["retrieve", "--clip", CLIP, "--bank", "none.npz"], "none.npz is not there; a bank is a .npz"),
+        (["embed", "--clip", CLIP, "--name", "a b"], "cannot be a name"),
+        (["embed", "--clip", "openai-b33"], "'openai-b33' is neither a file nor a folder"),
+    ],
+)
+def test_wrong_arguments_say_what_to_do(copy, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in str(run(*arguments, "--work", copy))
+
+
+def test_a_bank_of_another_clip_names_both_widths(copy, tmp_path):
+    bank = tmp_path / "bank"
+    bank.mkdir()
+    np.save(bank / "image_features.npy", np.ones((2, 7), np.float16))
+    (bank / "texts.txt").write_text("a chair\na table\n")
+    message = str(run("retrieve", "--work", copy, "--clip", CLIP, "--bank", bank))
+    assert "has features of width 7, the CLIP's have 24" in message
+    np.save(bank / "image_features.npy", np.zeros((2, WIDTH), np.float16))
+    assert "row 0 is zero" in str(run("retrieve", "--work", copy, "--clip", CLIP, "--bank", bank))
+    (bank / "texts.txt").write_text("a chair\n")
+    assert "shape (2, 24) (float16) and 1 texts" in str(
+        run("retrieve", "--work", copy, "--clip", CLIP, "--bank", bank)
+    )
+
+
+def test_blip_without_torch_says_what_to_do(copy, monkeypatch):
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None)
+    assert "pip install torch" in str(run("caption", "--work", copy, "--blip", "Salesforce/x"))
+
+
+def test_stages_out_of_order_name_the_missing_one(tmp_path):
+    arguments = ["--work", tmp_path / "w", "--source", MESHES]
+    message = str(run("caption", *arguments, "--captions-from", MESHES / "attribution.csv"))
+    assert "render.json is not there: run `openshape targets render" in message
+    assert "openshape targets embed" in str(_build("targets/x", tmp_path / "data", tmp_path / "w"))
+
+
+def _build(name, data, source):
+    with pytest.raises(SystemExit) as done:
+        cli.main(["data", "build", name, "--data_dir", str(data), "--source", str(source)])
+    return done.value.code
+
+
+def test_one_stage_at_a_time_works_in_a_folder(copy):
+    with work.locked(copy, "filter"):
+        assert "another `openshape targets filter` is at work" in str(run("filter", "--work", copy))
+    assert run("filter", "--work", copy) == 0
+    assert told(copy / "filter.json")["settings"]["rules"] == rules.VERSION
+    assert os.path.exists(copy / "filter.jsonl")
