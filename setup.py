@@ -10,7 +10,7 @@ exec((here / "openshape_jax" / "version.py").read_text(), scope)
 
 JAX = "jax{extra}>=0.10,<0.13"
 BEAM = "apache-beam>=2.77,<3"  # the first version that was tried beside protobuf 6 and NumPy 2.4
-RENDER = ["embreex>=4.4"]
+RENDER = ["embreex>=4.4; platform_machine != 'aarch64'"]  # there are no wheels for Linux on ARM
 TARGETS = ["faiss-cpu>=1.12", "httpx2>=2"]
 
 setup(

@@ -1,6 +1,8 @@
 """The filter without a model: each kind of text that says nothing, and the labelled titles."""
 
 import csv
+import json
+import runpy
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openshape_jax.making import rules
+from tests.chat_server import serve
+from tests.test_making_endpoint import by_rules
 
 TITLES = Path(__file__).parent.parent / "experiments" / "text_filter" / "titles.csv"
 
@@ -74,3 +78,19 @@ def test_the_labelled_titles():
         row["text"] for row in held_out if (rules.judge(row["text"]) != "") != (row["label"] == "reject")
     ]
     assert len(wrong) <= 12, wrong
+
+
+def test_the_study_measures_a_model_behind_http(tmp_path, monkeypatch, capsys):
+    run_path = TITLES.parent / "run.py"
+    out = tmp_path / "results.json"
+    with serve(by_rules) as server:
+        argv = ["run.py", "--endpoint", server.url, "--model", "tiny", "--price-in", "1", "--out", str(out)]
+        monkeypatch.setattr("sys.argv", argv)
+        runpy.run_path(str(run_path), run_name="__main__")
+        assert len(server.bodies) == 10
+    found = json.loads(out.read_text())
+    assert found["found"]["tiny"] == found["found"]["both"] == found["found"]["rules"]
+    assert found["usage"]["usd"] == pytest.approx(1e-3)
+    shipped = json.loads((TITLES.parent / "results.json").read_text())
+    assert shipped["found"]["rules"] == found["found"]["rules"] and shipped["real"] == found["real"]
+    assert "held out" in capsys.readouterr().out
