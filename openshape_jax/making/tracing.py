@@ -23,8 +23,8 @@ LIGHT = np.array([-0.35, 0.5, 0.8])  # towards the light, in (right, up, towards
 BEHIND = 3e-5  # of the way from the camera to the centre: where a ray goes on behind a hole
 
 INSTALL = (
-    "rendering needs Embree, which is not installed here: pip install 'openshape_jax[render]' (there are wheels "
-    "for Linux on x86, macOS 13 or later, and Windows, none for Linux on ARM)."
+    "rendering needs Embree, which is not installed here: pip install 'openshape_jax[render]' (there are "
+    "wheels for Linux on x86, macOS 13 or later, and Windows, none for Linux on ARM)."
 )
 
 
