@@ -55,8 +55,11 @@ class Model:
         self.up: str = metadata["up"]
         self._mirrored = bool(metadata.get("mirrored", False))
         self.text_proj: dict[str, Any] | None = weights.get("text_proj")  # of targets, where it was trained
+        self.image_proj: dict[str, Any] | None = weights.get("image_proj")
         self._weights = jax.device_put(weights)
-        self._embed = jax.jit(state.make_embed(self.config, int(metadata["views"])))
+        views = int(metadata["views"])
+        self._embed = jax.jit(state.make_embed(self.config, views))
+        self._embed_as_is = jax.jit(state.make_embed(self.config, views, normalized=False))
 
     def embed(self, points: Points, up: str = "z", seed: int = 0) -> np.ndarray:
         """Unit vectors (B, D) float32, B = 1 for a single cloud.
@@ -131,23 +134,25 @@ class Model:
         rgb: np.ndarray,
         count: np.ndarray | None = None,
         mesh: jax.sharding.Mesh | None = None,
+        normalize: bool = True,
     ) -> jax.Array:
         """(B, D) unit vectors, on the device, of points (B, N, 3) as data sets store them: z-up codes.
 
         Args:
+          xyz, rgb: uint16 and uint8 codes; or z-up coordinates and colours in [0, 1], both float32.
           count: (B,) points of each cloud, where the rest repeats them in order; None: all N.
           mesh: rows are split over its devices, whose number must divide B; None: one device.
+          normalize: clouds are centred and scaled to the unit sphere; False: they are taken as they are.
         """
-        batch = {
-            "xyz": self._turned(schema.dequantize_xyz(xyz), "z"),
-            "rgb": rgb.astype(np.float32) / np.float32(255),
-        }
+        if xyz.dtype == np.uint16:
+            xyz, rgb = schema.dequantize_xyz(xyz), rgb.astype(np.float32) / np.float32(255)
+        batch = {"xyz": self._turned(xyz, "z"), "rgb": rgb}
         if count is not None:
             batch["count"] = np.asarray(count, np.int32)
         if mesh is not None:
             self._weights = jax.device_put(self._weights, sharding.replicated(mesh))  # only the first time
             batch = sharding.put_batch(batch, mesh)
-        return self._embed(self._weights, *batch.values())
+        return (self._embed if normalize else self._embed_as_is)(self._weights, *batch.values())
 
     def _turned(self, xyz: np.ndarray, up: str) -> np.ndarray:
         """(..., 3) coordinates as the model's training data had them, of coordinates with `up` up."""

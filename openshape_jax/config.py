@@ -133,6 +133,9 @@ class OptimConfig:
 class EvalConfig:
     datasets: tuple[str, ...] = ()  # tfds builders evaluated zero-shot on their test split
     split: str = "test"
+    # Parts of `openshape eval` and --mode=eval: zero_shot, few_shot, knn, retrieval, robustness, or all.
+    suite: tuple[str, ...] = ("zero_shot",)
+    seeds: int = 1  # draws of each shape's points over which these average
     every: int = 0  # steps between evaluations during training; 0: only at the end
     batch_size: int = 64
     num_points: int = 10_000
@@ -183,6 +186,7 @@ def validate(config: Config) -> Config:
         "model.embed_dim": m.embed_dim, "model.microbatches": m.microbatches, "data.num_points": d.num_points,
         "data.texts": d.texts, "data.images": d.images, "optim.layer_decay": o.layer_decay,
         "optim.learning_rate": o.learning_rate, "eval.batch_size": e.batch_size, "eval.views": e.views,
+        "eval.seeds": e.seeds,
         "loss.logit_scale": config.loss.logit_scale,
     }  # fmt: skip
     for path, value in positive.items():

@@ -1,10 +1,10 @@
-"""Training from the command line.
+"""Training, and evaluation of what was trained, from the command line.
 
     python -m openshape_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
-Any field is overridden by --config.PATH=VALUE, e.g. --config.optim.learning_rate=3e-4; FILE:smoke is a
-one-minute run on synthetic shapes. --mode=dryrun --topology=v5e:16x16 compiles the training step for TPUs on
-a machine without one, and tells whether it fits and how fast it may be.
+Any field is overridden by --config.PATH=VALUE, e.g. --config.optim.learning_rate=3e-4; FILE:smoke is a minute
+on synthetic shapes. --mode=eval evaluates the run's checkpoint (--config.eval.suite=all). --mode=dryrun
+--topology=v5e:16x16 compiles the step for TPUs on a machine without one: whether it fits, how fast it may be.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from openshape_jax.overrides import split_argv
 
 _CONFIG = flags.DEFINE_string("config", None, "FILE.py or FILE.py:variant that returns the Config.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; default runs/<config name>[-variant].")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "dryrun"], "dryrun: compile the step for --topology.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "dryrun"], "dryrun: compile for --topology.")
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:16x16", "TPU chips of a dry run, e.g. v5e:2x4, v5p:8x8x8.")
 _RESUME = flags.DEFINE_enum("resume", "auto", ["auto", "force"], "force: go on with a changed config.")
 
@@ -36,7 +36,6 @@ def main(argv: Sequence[str], overrides: Sequence[str]) -> None:
     from openshape_jax import config as config_lib
 
     logging.set_verbosity(logging.WARNING)  # orbax reports every file it writes
-
     file, _, variant = _CONFIG.value.partition(":")
     workdir = _WORKDIR.value or f"runs/{Path(file).stem}" + (f"-{variant}" if variant else "")
     try:
@@ -50,14 +49,16 @@ def main(argv: Sequence[str], overrides: Sequence[str]) -> None:
 
         runtime.join_cluster()
         runtime.prepare(config.cpu_devices)
-        from openshape_jax import sharding, train
+        from openshape_jax import evaluate, sharding, train
         from openshape_jax.data import build
         from openshape_jax.evals import summary
 
-        names = [*config.data.datasets, *config.eval.datasets]
+        names = [*(() if _MODE.value == "eval" else config.data.datasets), *config.eval.datasets]
         sharding.in_turn(lambda: build.build_synthetic(names, config.data.data_dir))
-        again = shlex.join([sys.executable, "-m", "openshape_jax.main", *sys.argv[1:]])
-        train.run(config, workdir, again)
+        if _MODE.value == "eval":
+            evaluate.run(config, workdir)
+            return
+        train.run(config, workdir, shlex.join([sys.executable, "-m", "openshape_jax.main", *sys.argv[1:]]))
         if sharding.is_first_host():
             print(summary.table(workdir))
     except KeyboardInterrupt:

@@ -210,7 +210,9 @@ def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[Train
     return step
 
 
-def make_embed(config: ModelConfig, views: int = 1) -> Callable[..., Float[Array, "B D"]]:
+def make_embed(
+    config: ModelConfig, views: int = 1, normalized: bool = True
+) -> Callable[..., Float[Array, "B D"]]:
     """The pure function (weights, xyz, rgb, count) -> unit embeddings (B, D); weights as `evaluated` gives.
 
     A cloud shorter than the batch is filled up by repeating its own points in order; with `count` (B,), the
@@ -219,6 +221,9 @@ def make_embed(config: ModelConfig, views: int = 1) -> Callable[..., Float[Array
 
     With several views the cloud is turned to `views` headings evenly about z, each starting at another
     point, and the unit embeddings are averaged (a departure from OpenShape, which takes one view).
+
+    Clouds are centred and scaled to the unit sphere first; with `normalized` False they are taken as they
+    are, to measure what the encoder makes of such.
     """
 
     def one_view(weights: dict[str, Any], xyz: Array, rgb: Array, count: Array, view: Array) -> Array:
@@ -231,7 +236,8 @@ def make_embed(config: ModelConfig, views: int = 1) -> Callable[..., Float[Array
 
     def embed(weights: dict[str, Any], xyz: Array, rgb: Array, count: Array | None = None) -> Array:
         count = jnp.full(len(xyz), xyz.shape[1]) if count is None else count
-        xyz = jax.vmap(unit_sphere)(xyz, count)
+        if normalized:
+            xyz = jax.vmap(unit_sphere)(xyz, count)
         if views == 1:
             return losses.normalize(models.apply(config, weights["encoder"], weights["stats"], xyz, rgb)[0])
         every = jax.lax.map(lambda view: one_view(weights, xyz, rgb, count, view), jnp.arange(views))

@@ -149,10 +149,14 @@ def test_evaluate_command(run, tmp_path, capsys):
     file, result = tmp_path / "set.npz", tmp_path / "result.json"
     xyz = np.stack([cloud(seed=i) for i in range(4)])
     np.savez(file, xyz=xyz, label=np.array([0, 1, 2, 0]), classes=np.array(LABELS))
-    assert not command("evaluate", "--checkpoint", str(run), "--npz", str(file), "--output", str(result))
+    assert not command("eval", "--checkpoint", str(run), "--npz", str(file), "--output", str(result))
     values = json.loads(result.read_text())
     assert values["num_shapes"] == 4
     assert values["num_classes"] == 3
     assert "top1" in capsys.readouterr().out
     np.savez(file, xyz=xyz, label=np.array([0, 1, 2, 9]), classes=np.array(LABELS))
-    assert "do not fit" in str(command("evaluate", "--checkpoint", str(run), "--npz", str(file)))
+    message = str(command("eval", "--checkpoint", str(run), "--npz", str(file)))
+    assert "the label 9 of cloud 3 is outside the list of 3 classes; labels count from 0 to 2" in message
+    np.savez(file, xyz=xyz[:0], label=np.array([], int), classes=np.array(LABELS))
+    message = str(command("eval", "--checkpoint", str(run), "--npz", str(file)))
+    assert "has 0 clouds and 0 labels" in message

@@ -25,7 +25,7 @@ LAYERS = [
     {"data"}, {"mesh_sampling"}, {"obj_reader"}, {"mesh_files"}, {"geometry_io"}, {"render"}, {"augment"},
     {"state"}, {"checkpoint"}, {"metrics"}, {"watch"},
     {"evals"}, {"train"}, {"hlo"}, {"dryrun"},
-    {"convert"}, {"clip_inputs"}, {"clip"}, {"making"}, {"errors"}, {"main", "api"}, {"cli"},
+    {"convert"}, {"clip_inputs"}, {"clip"}, {"making"}, {"errors"}, {"api"}, {"evaluate"}, {"main"}, {"cli"},
 ]  # fmt: skip
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 

@@ -35,7 +35,7 @@ def one_run(workdir: Path, seed: int, overrides: list[str], modelnet10: str) -> 
         result |= {f"{path.stem} {k}": values[k] for k in ("top1", "top5", "mean_class")}
     if modelnet10:
         output = workdir / "modelnet10.json"
-        arguments = ["evaluate", "--checkpoint", str(workdir), "--npz", modelnet10, "--up", "y"]
+        arguments = ["eval", "--checkpoint", str(workdir), "--npz", modelnet10, "--up", "y"]
         call = [sys.executable, "-m", "openshape_jax.cli.main", *arguments, f"--output={output}"]
         subprocess.run(call, cwd=ROOT, check=True)
         values = json.loads(output.read_text())

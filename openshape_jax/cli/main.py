@@ -6,7 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from openshape_jax.cli import classify, convert, data, evaluate, info, mine, report, targets
+from openshape_jax.cli import classify, convert, data, info, mine, report, targets
+from openshape_jax.cli import eval as eval_verb
 from openshape_jax.version import __version__
 
 
@@ -15,7 +16,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="openshape", description="Embeddings of 3D shapes in CLIP's space.")
     top.add_argument("--version", action="version", version=__version__)
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for verb in (data, targets, classify, evaluate, mine, report, convert, info):
+    for verb in (data, targets, classify, eval_verb, mine, report, convert, info):
         verb.add_parser(verbs)
     return top
 

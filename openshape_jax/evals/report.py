@@ -102,16 +102,17 @@ def write(workdir: str | Path, data_dir: str | Path | None = None) -> Path:
     What is missing (no evaluation yet, data set gone) is said in its place on the page.
 
     Args:
-      workdir: the run directory of a training run.
+      workdir: the run directory of a training run, or the folder of an evaluation (`openshape eval --output`).
       data_dir: folder of the data sets; default: the one in the evaluation or the config, else TFDS's.
 
     Raises:
-      ValueError: workdir is no run directory, or its config.json is damaged.
+      ValueError: workdir is neither, or its config.json or eval.json is damaged.
     """
-    from openshape_jax.evals import report_page
+    from openshape_jax.evals import report_page, suite
 
     workdir = Path(workdir)
-    config = _read_config(workdir)
+    evaluated = suite.read(workdir) if (workdir / "eval.json").exists() else None
+    config = _read_config(workdir, evaluated)
     results = list(_read_results(workdir, config))
     main = next((r for r in results if r.embedded), None)
     choice = choose(main.embedded) if main and main.embedded else None
@@ -127,8 +128,13 @@ def write(workdir: str | Path, data_dir: str | Path | None = None) -> Path:
         choice=choice,
         shapes=shapes,
         credits=_read_credits(config, results, data_dirs),
+        evaluated=evaluated,
     )
-    path = workdir / "report" / "index.html"
+    return save(page, workdir / "report" / "index.html")
+
+
+def save(page: str, path: Path) -> Path:
+    """`path`, where the page is written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_suffix(".new")  # a report is whole or not there
     fresh.write_text(page, encoding="utf-8")
@@ -184,8 +190,13 @@ def _wider_words(embedded: Embedded) -> Iterator[tuple[str, np.ndarray]]:
             yield word, words.encode([word])[0]
 
 
-def _read_config(workdir: Path) -> dict[str, Any]:
+def _read_config(workdir: Path, evaluated: dict[str, Any] | None) -> dict[str, Any]:
+    """The config of the run; where there was none here, that of the training which the model remembers."""
     path = workdir / "config.json"
+    if not path.exists() and evaluated is not None:
+        known = {"model": evaluated["model"]["model"], "data": {"datasets": evaluated["model"]["trained_on"]}}
+        asked = {"datasets": list(evaluated["datasets"]), **evaluated["options"]}
+        return {**known, **evaluated["trained_with"], "eval": asked}
     if not path.exists():
         raise ValueError(f"{workdir} has no config.json; give the --workdir of a training run.")
     try:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import html
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from openshape_jax.evals.intervals import Mean
 
 INK, SOFT, LINE = "#0f172a", "#475569", "#cbd5e1"
 COLOURS = ("#2563eb", "#ea580c", "#059669", "#7c3aed")
@@ -55,6 +57,38 @@ def curves(lines: Sequence[Mapping[str, float]], chance: Mapping[str, float] | N
         axis.legend(frameon=False, loc="upper left")
         figures["accuracy"] = _svg(figure, "Top-1 accuracy on shapes kept out of training, over steps")
     return figures
+
+
+class Point(NamedTuple):
+    """A place on the x axis of `levels`, with what was measured there."""
+
+    label: str
+    mean: Mean
+    clean: bool = False  # drawn hollow: nothing was changed
+
+
+def levels(title: str, axis_title: str, series: Mapping[str, Sequence[Point]]) -> str:
+    """An SVG of top-1 accuracies over levels that stand evenly apart, a line for each of `series`."""
+    places = list(dict.fromkeys(point.label for points in series.values() for point in points))
+    figure, axis = _axes()
+    for i, (name, points) in enumerate(series.items()):
+        # Lines stand a little aside of each other, that their intervals can be told apart.
+        x = np.array([places.index(p.label) for p in points]) + 0.07 * (i - (len(series) - 1) / 2)
+        y = [100 * p.mean.mean for p in points]
+        colour = MAP_COLOURS[i % len(MAP_COLOURS)]
+        half = [100 * (p.mean.half or 0) for p in points]
+        axis.errorbar(x, y, half if any(half) else None, color=colour, lw=2, capsize=3, label=name)
+        filled = ["white" if p.clean else colour for p in points]
+        axis.scatter(x, y, s=34, c=filled, edgecolors=colour, linewidths=2, zorder=3)
+    axis.set_xticks(range(len(places)), [_spaced(label) for label in places])
+    axis.set(xlabel=axis_title, ylabel="top-1 accuracy (%)", ylim=(0, 102))
+    if len(series) > 1:
+        axis.legend(frameon=False, fontsize=11)
+    return _svg(figure, f"{title}: top-1 accuracy against {axis_title}")
+
+
+def _spaced(number: str) -> str:
+    return f"{int(number):,}" if number.isdigit() else number
 
 
 def _axes():

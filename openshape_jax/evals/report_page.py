@@ -7,12 +7,11 @@ import html
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
 
 import numpy as np
 
-from openshape_jax.evals import report_about, summary
+from openshape_jax.evals import intervals, report_about, report_shell, report_suite, summary
 from openshape_jax.evals import report_figures as figures
 from openshape_jax.evals.report import Choice, Credits, Embedded, Result, Shapes
 
@@ -31,13 +30,18 @@ def page(
     choice: Choice | None,
     shapes: Shapes,
     credits: Credits,
+    evaluated: Mapping[str, Any] | None = None,
 ) -> str:
-    """The whole HTML page; `main` and `choice` are the evaluation that the pictures are of, if there is one."""
+    """The whole HTML page; `main` and `choice` are the evaluation that the pictures are of, if there is one.
+
+    Args:
+      evaluated: what `suite.run` gave; without `lines` it is all that there is to tell.
+    """
     if main and choice and main.embedded:
         e = main.embedded
         pictured = [
             ("Gallery", _gallery(e, choice, shapes)),
-            ("Confusions", _confusions(e, choice)),
+            ("Confusions", _confusions(main, results)),
             ("Map", _map(e, shapes)),
             ("Search", _search(e, choice, shapes)),
         ]
@@ -48,28 +52,31 @@ def page(
                 "The embeddings of the evaluation are missing: start the run's command again to write them."
             )
         pictured = [(title, _missing(gone)) for title in ("Gallery", "Confusions", "Map", "Search")]
+    trained = evaluated is None or bool(lines)
     sections = [
         ("Results", _results(results, lines, config)),
-        ("Training", _training(lines, results, config)),
+        *([("Training", _training(lines, results, config))] if trained else []),
+        *(report_suite.sections(evaluated) if evaluated else []),
         *pictured,
         ("Configuration", report_about.configuration(config)),
         ("Attribution", report_about.attribution(credits)),
     ]
-    body = "".join(f'<section id="{t.lower()}"><h2>{t}</h2>{content}</section>' for t, content in sections)
-    nav = "".join(f'<a href="#{t.lower()}">{t}</a>' for t, _ in sections)
-    css = (resources.files("openshape_jax") / "assets" / "report.css").read_text()
     when = time.strftime("%d %B %Y", time.localtime(lines[-1]["time"])) if lines else "not trained yet"
-    data = esc(main.dataset) if main else "no data set"
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<link rel="icon" href="data:,"><title>{esc(name)}: openshape_jax</title><style>{css}</style></head>'
-        f"<body><header><div><p class=kicker>openshape_jax · report of a run</p><h1>{esc(name)}</h1>"
-        "<p>A neural network that places coloured 3D point clouds in the same space as words. A shape is "
-        "recognised, or found, by comparing its position with that of a name. Accuracies and pictures are of shapes "
-        f"that were kept out of training.</p><p class=facts>{when} · evaluated on {data}</p></div></header>"
-        f'<nav aria-label="sections"><div>{nav}</div></nav><main>{_unfinished(config, lines)}{body}</main>'
-        "</body></html>\n"
+    if evaluated and not lines:
+        when = f"<code>{esc(evaluated['checkpoint'])}</code>, step {evaluated['step']:,} · {esc(evaluated['date'])}"
+    data = main.dataset if main else "no data set"
+    if evaluated:
+        data = ", ".join(evaluated["datasets"])
+    held_out = "Accuracies and pictures are of shapes that were kept out of training." if trained else (
+        "Whether training had seen the shapes is said beside each result.")  # fmt: skip
+    about = (
+        "A neural network that places coloured 3D point clouds in the same space as words. A shape is recognised, or "
+        f"found, by comparing its position with that of a name. {held_out}"
+    )
+    kicker = "report of a run" if trained else "evaluation of a model"
+    facts = f"{when} · evaluated on {esc(data)}"
+    return report_shell.page(
+        name, kicker, about, facts, sections, _unfinished(config, lines) if trained else ""
     )
 
 
@@ -130,20 +137,24 @@ def _panel(result: Result, kind: str) -> str:
             rows.append(f"<tr><th scope=row>{title}</th><td colspan=3>not measured</td></tr>")
             continue
         share, chance = float(v[key]), min(tries / classes, 1)
+        half = (v.get("half_width") or {}).get(key)
+        spread = f" <small>± {100 * half:.1f}</small>" if half is not None else ""
         rows.append(
-            f'<tr><th scope=row>{title}</th><td class="n"><b>{share:.1%}</b></td><td class="track"><div>'
+            f'<tr><th scope=row>{title}</th><td class="n"><b>{share:.1%}</b>{spread}</td><td class="track"><div>'
             f'<i style="width:{100 * share:.1f}%"></i><u style="left:{100 * chance:.2f}%"></u></div></td>'
             f'<td class="n soft">chance {_percent(chance)}</td></tr>'
         )
     note = ""
     if "top1" in v and shapes:
-        low, high = _wilson(float(v["top1"]), shapes)
+        low, high = intervals.wilson(float(v["top1"]), shapes)
         note = (
             f"With {shapes} shapes the top-1 is known to lie between {low:.0%} and {high:.0%} (95% interval)."
         )
         if result.embedded is not None:
             most = Counter(result.embedded.label.tolist()).most_common(1)[0][1] / shapes
             note += f" Always answering the most frequent class would reach {most:.1%}."
+    if "interval" in v:
+        note += f" Means over draws of points, ± half the {esc(str(v['interval']))}."
     title, hint = f"The {classes:,} classes present", "every class that one of them has"
     if result.over_lvis:
         title, hint = f"All {classes:,} names of LVIS", "only shapes whose class is an LVIS name count"
@@ -154,13 +165,6 @@ def _panel(result: Result, kind: str) -> str:
         f'<div class="panel"><h3>{title}</h3><p class="soft"><code>{esc(result.name)}</code> · {shapes:,} shapes{split} · '
         f'{kind} · {hint}</p><table class="bars">{"".join(rows)}</table><p class="soft">{note}</p></div>'
     )
-
-
-def _wilson(share: float, n: int) -> tuple[float, float]:
-    """The 95 % interval of a share of n (Wilson 1927)."""
-    z = 1.96
-    centre, half = share + z**2 / (2 * n), z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return float((centre - half) / (1 + z**2 / n)), float((centre + half) / (1 + z**2 / n))
 
 
 def _effort(lines: Sequence[Mapping[str, float]], config: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -261,8 +265,23 @@ def _mark(good: bool) -> str:
     return '<span class="ok">✓</span>' if good else '<span class="no">✗</span>'
 
 
-def _confusions(e: Embedded, choice: Choice) -> str:
-    guess = choice.ranked[:, 0]
+def _confusions(main: Result, results: Sequence[Result]) -> str:
+    """The confusions of `main`, and folded up those of every other evaluation."""
+    others = "".join(
+        f"<details><summary>{esc(r.name)}: the same for its {len(r.embedded.class_names):,} classes</summary>"
+        f"{_confusion(r.embedded)}</details>"
+        for r in results
+        if r is not main and r.embedded is not None
+    )
+    return (
+        "<p>Each row is a true class with its number of shapes, each column an answer. The green diagonal is "
+        "right; the darker a square, the larger its share of the row. Only the most frequent classes have room, "
+        f"ordered so that related names stand together.</p>{_confusion(main.embedded) if main.embedded else ''}{others}"
+    )
+
+
+def _confusion(e: Embedded) -> str:
+    guess = e.scores().argmax(1)
     matrix = figures.confusion(e.label, guess, e.class_names, e.class_emb)
     pairs = zip(e.label.tolist(), guess.tolist(), strict=True)
     mistakes = Counter(pair for pair in pairs if pair[0] != pair[1])
@@ -280,9 +299,6 @@ def _confusions(e: Embedded, choice: Choice) -> str:
             f'<td class="n">{(found == c).mean():.0%}</td><td>{told}</td></tr>'
         )
     return (
-        "<p>Each row is a true class with its number of shapes, each column an answer. The green diagonal is "
-        "right; the darker a square, the larger its share of the row. Only the most frequent classes have room, "
-        "ordered so that related names stand together.</p>"
         f'<figure><div class="scroll">{matrix}</div><figcaption>True classes (rows) against answers (columns). '
         "Numbers count shapes; point at a square for its names.</figcaption></figure>"
         f'<h3>Commonest mistakes <small>true → answer</small></h3><ul class="columns">{listed or "<li>none</li>"}'

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from openshape_jax.config import EvalConfig
 from openshape_jax.data import class_features, sources, vocabulary
-from openshape_jax.data.pipeline import points_to_embed
-
-# (xyz (B, N, 3) uint16, rgb (B, N, 3) uint8, count (B,)) -> (B, D) unit vectors, of NumPy or on the device;
-# points after the first `count` of a cloud repeat them in order
-Embed = Callable[[np.ndarray, np.ndarray, np.ndarray], Any]
-LONG = 5000  # shapes from which an evaluation shows a progress bar
+from openshape_jax.evals import embedding
+from openshape_jax.evals.conditions import Condition
+from openshape_jax.evals.embedding import Embed, Embedded
 
 
 @dataclass(frozen=True)
@@ -103,53 +98,42 @@ class ZeroShot:
           DatasetMissing: not built. ValueError: no such split, no labelled shape, or no vectors of its
             classes that fit the model.
         """
-        self._dataset, self._config = dataset, config
-        self._records, info = sources.open_split(dataset, config.split, data_dir)
+        self.dataset, self._config = dataset, config
+        self._records, self._rows, self.info = embedding.open_labelled(dataset, config.split, data_dir)
         self._stored = class_features.load(sources.find(dataset, data_dir))
         self._centred = text_space == vocabulary.TEXT_SPACE
+        classes = [str(name) for name in dict(self.info.metadata or {}).get("classes", [])]
+        if self._stored is not None:
+            _check_classes(dataset, classes, self._stored.names)
         if self._stored is None or self._stored.width != embed_dim:
-            classes = [str(name) for name in dict(info.metadata or {}).get("classes", [])]
             width = None if self._stored is None else self._stored.width
             _check_vocabulary(dataset, classes, width, embed_dim, text_space)
             self._stored = None
-        total = len(self._records)
-        if total == 0:
-            raise ValueError(
-                f"the split {config.split!r} of data set {dataset!r} is empty: take another of its splits "
-                f"({', '.join(info.splits)}), or build it again from sources that have shapes."
-            )
-        labelled = (bool(self._records[index]["label"]) for index in range(total))
-        if not any(list(labelled) if total < LONG else labelled):
-            raise ValueError(f"data set {dataset!r} has no labelled shape in its split {config.split!r}.")
 
-    def embed_all(self, embed: Embed) -> tuple[list[str], list[str], np.ndarray]:
-        """(uids, labels, (n, D) embeddings) of every labelled shape.
+    def points_of_a_shape(self) -> int:
+        """Points that are embedded of the first shape: no more than it has."""
+        record = self._records[int(self._rows[0])]
+        return min(sources.num_points_of(record), self._config.num_points)
 
-        Points are read batch by batch, the next while the device works on the last; the last batch is
-        padded to the common size.
-        """
-        size = self._config.batch_size
-        shapes = self._labelled()
-        uids, labels, out, waiting = [], [], [], []
-        while part := list(itertools.islice(shapes, size)):
-            uids += [uid for uid, _, _ in part]
-            labels += [label for _, label, _ in part]
-            part += [part[-1]] * (size - (full := len(part)))
-            batch = (np.stack([points[key] for _, _, points in part]) for key in ("xyz", "rgb", "count"))
-            waiting.append((embed(*batch), full))
-            if len(waiting) > 1:
-                emb, count = waiting.pop(0)
-                out.append(np.asarray(emb)[:count])
-        return uids, labels, np.concatenate([*out, *(np.asarray(emb)[:count] for emb, count in waiting)])
-
-    def _labelled(self) -> Iterator[tuple[str, str, dict[str, np.ndarray]]]:
-        """(uid, label, drawn points) of each shape that has a label."""
-        total = len(self._records)
-        for index in tqdm(range(total), desc=self._dataset, unit="shape", disable=total < LONG, leave=False):
-            record = self._records[index]
-            if record["label"]:
-                points = points_to_embed(record, index, self._config.num_points)
-                yield record["uid"], record["label"], points
+    def embed_all(
+        self,
+        embed: Embed,
+        draw: int = 0,
+        condition: Condition | None = None,
+        with_images: bool = False,
+    ) -> Embedded:
+        """Every labelled shape; see `embedding.every`."""
+        return embedding.every(
+            self._records,
+            self._rows,
+            embed,
+            batch_size=self._config.batch_size,
+            num_points=self._config.num_points,
+            draw=draw,
+            condition=condition,
+            with_images=with_images,
+            name=self.dataset,
+        )
 
     def tasks(
         self, uids: Sequence[str], labels: Sequence[str], text_proj: Mapping[str, Any] | None = None
@@ -162,7 +146,7 @@ class ZeroShot:
         Raises:
           ValueError: the stored class features lack a class.
         """
-        base = self._dataset.replace("/", "_")
+        base = self.dataset.replace("/", "_")
 
         def task(
             name: str, mine: Sequence[str], classes: list[str], vectors: np.ndarray, origin: str
@@ -173,14 +157,15 @@ class ZeroShot:
             chosen = [uids[int(i)] for i in rows]
             split = self._config.split
             vectors = vectors if text_proj is None else projected(vectors, text_proj)
-            return Task(name, self._dataset, split, origin, rows, chosen, label, classes, vectors)
+            return Task(name, self.dataset, split, origin, rows, chosen, label, classes, vectors)
 
         if self._stored is not None:
             strange = set(labels) - set(self._stored.names)
             if strange:
                 raise ValueError(
-                    f"data set {self._dataset!r} has shapes of the class {min(strange)!r}, for which its "
-                    f"{class_features.FILE} has no vector: build it again."
+                    f"data set {self.dataset!r} has shapes of the class {min(strange)!r}, for which its "
+                    f"{class_features.FILE} has no vector; its {len(self._stored.names)} classes are "
+                    f"{', '.join(self._stored.names[:5])}, ...: build it again."
                 )
             return [task(base, labels, self._stored.names, self._stored.features, "data set")]
         words = vocabulary.load()
@@ -200,10 +185,10 @@ class ZeroShot:
         Args:
           text_proj: the model's linear map of text targets, which class vectors pass too; None: it has none.
         """
-        uids, labels, emb = self.embed_all(embed)
-        for task in self.tasks(uids, labels, text_proj):
+        found = self.embed_all(embed)
+        for task in self.tasks(found.uids, found.labels, text_proj):
             if len(task.rows):
-                mine = emb[task.rows]
+                mine = found.emb[task.rows]
                 yield task, accuracy(mine @ task.class_emb.T, task.label), mine
 
     def run(
@@ -213,7 +198,25 @@ class ZeroShot:
         for task, result, emb in self.results(embed, text_proj):
             yield from ((f"eval/{task.name}/{k}", v) for k, v in result.items())
             if workdir is not None:
-                _write(workdir / "eval", task, emb, result)
+                write(workdir / "eval", task, emb, task.describe(result))
+
+
+def _check_classes(dataset: str, classes: Sequence[str], vectors: Sequence[str]) -> None:
+    """Returns if the list of classes of a data set is that of its class vectors, or it has none.
+
+    Raises:
+      ValueError: they differ; names what one of them lacks.
+    """
+    if not classes or set(classes) == set(vectors):
+        return
+    without, unused = sorted(set(classes) - set(vectors)), sorted(set(vectors) - set(classes))
+    raise ValueError(
+        f"data set {dataset!r} lists {len(classes)} classes, but its {class_features.FILE} has the vectors "
+        f"of {len(vectors)} others"
+        + (f"; without a vector: {', '.join(without[:5])}" if without else "")
+        + (f"; vectors of no class: {', '.join(unused[:5])}" if unused else "")
+        + ". Build it again from a list and features that belong together."
+    )
 
 
 def _check_vocabulary(
@@ -233,8 +236,9 @@ def _check_vocabulary(
     if embed_dim != width:
         wanted = f"{stored} or {width}" if stored else str(width)
         raise ValueError(
-            f"data set {dataset!r} cannot be evaluated with embeddings of width {embed_dim}: {has}, and the "
-            f"vocabulary's vectors have {width}. Take a model of width {wanted} (model.embed_dim), or build "
+            f"data set {dataset!r} cannot be evaluated with embeddings of width {embed_dim} (of the model's "
+            f"CLIP, {text_space}): {has}, and the vocabulary's vectors ({vocabulary.RAW_TEXT_SPACE}) have "
+            f"{width}. Take a model of width {wanted} (model.embed_dim), or build "
             f"the data set with class features of width {embed_dim}."
         )
     if text_space not in (vocabulary.TEXT_SPACE, vocabulary.RAW_TEXT_SPACE):
@@ -256,9 +260,10 @@ def _check_vocabulary(
         )
 
 
-def _write(folder: Path, task: Task, emb: np.ndarray, result: dict[str, float]) -> None:
+def write(folder: Path, task: Task, emb: np.ndarray, values: Mapping[str, Any]) -> None:
+    """Writes FOLDER/<task>.json with `values` and FOLDER/<task>.npz with the embeddings."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{task.name}.json").write_text(json.dumps(task.describe(result), indent=2))
+    (folder / f"{task.name}.json").write_text(json.dumps(values, indent=2))
     np.savez_compressed(
         folder / f"{task.name}.npz",
         uid=np.array(task.uids),
