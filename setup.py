@@ -54,6 +54,7 @@ setup(
         "quickstart": ["scikit-learn>=1.5"],
         "render": RENDER,  # openshape targets render: 45 MB, no display and no system library
         "targets": [*RENDER, *TARGETS],  # all stages of openshape targets
+        "eval": ["scikit-learn>=1.5"],  # few-shot probes
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.6",

@@ -139,6 +139,7 @@ class EvalConfig:
     every: int = 0  # steps between evaluations during training; 0: only at the end
     batch_size: int = 64
     num_points: int = 10_000
+    gray: bool = False  # shapes are shown without colour (0.4), to a model that was trained so
     views: int = 1  # headings about z whose embeddings are averaged
     report: bool = False  # write WORKDIR/report/index.html at the end
 

@@ -38,7 +38,7 @@ def get_config(variant: str = "") -> config.Config:
     elif variant == "no_enrichment":
         c.data.text_sources = ("metadata",)
     elif variant == "no_rgb":
-        c.augment.gray = 1.0
+        c.augment.gray, c.eval.gray = 1.0, True
     elif variant == "no_text":
         c.loss.text_weight = 0.0
     elif variant == "no_image":

@@ -96,6 +96,8 @@ def _datasets(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         num_points=model.num_points,
         views=int(model.metadata["views"]),
+        # As the model was trained to see shapes; foreign checkpoints see colours.
+        gray=bool((model.metadata.get("config") or {}).get("eval", {}).get("gray", False)),
     )
     evaluate.evaluate(model, config, args.data_dir, args.checkpoint, args.output)
     return 0

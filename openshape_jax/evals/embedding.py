@@ -18,6 +18,7 @@ from openshape_jax.evals.conditions import Condition, changed
 # clouds, float32 coordinates and colours in [0, 1], and the keyword normalize=False where it says so.
 Embed = Callable[..., Any]
 LONG = 5000  # shapes from which a progress bar is shown
+GRAY_CODE = round(schema.GRAY * 255)
 AHEAD = 2  # batches that are ready before the device asks
 
 
@@ -53,16 +54,24 @@ def open_labelled(dataset: str, split: str, data_dir: str = "") -> tuple[sources
 
 
 def prepared(
-    record: dict[str, Any], index: int, num_points: int, draw: int = 0, condition: Condition | None = None
+    record: dict[str, Any],
+    index: int,
+    num_points: int,
+    draw: int = 0,
+    condition: Condition | None = None,
+    gray: bool = False,
 ) -> dict[str, np.ndarray]:
     """{"xyz" (N, 3), "rgb" (N, 3), "count" () int32}: the points of record `index` as `Embed` takes them.
 
     Args:
       draw: which points are drawn, and in which order; 0: as a training's own evaluation does.
       condition: changes the cloud; None, or a clean one: codes as they are stored.
+      gray: all colours are the grey that stands for none.
     """
     stored = min(sources.num_points_of(record), num_points)
     points = draw_points(record, num_points, np.random.default_rng([index, draw] if draw else index))
+    if gray:
+        points["rgb"] = np.full_like(points["rgb"], GRAY_CODE)
     if condition is None or condition.clean:
         return {**points, "count": np.asarray(stored, np.int32)}
     xyz = schema.dequantize_xyz(points["xyz"][:stored])
@@ -81,6 +90,7 @@ def every(
     num_points: int,
     draw: int = 0,
     condition: Condition | None = None,
+    gray: bool = False,
     with_images: bool = False,
     name: str = "",
 ) -> Embedded:
@@ -91,7 +101,7 @@ def every(
 
     Args:
       rows: indices of the records to read; those without a label are left out of the result.
-      draw, condition: as `prepared`. with_images: image features are kept. name: for the progress bar.
+      draw, condition, gray: as `prepared`. with_images: image features are kept. name: for the progress bar.
     """
     options = {} if condition is None or condition.normalized else {"normalize": False}
     uids: list[str] = []
@@ -102,7 +112,7 @@ def every(
 
     def load(index: int) -> dict[str, Any]:
         record = records[index]
-        points = prepared(record, index, num_points, draw, condition)
+        points = prepared(record, index, num_points, draw, condition, gray)
         seen = np.asarray(record["image_features"], np.float32)
         first = seen[0] if len(seen) else np.full(seen.shape[-1], np.nan, np.float32)
         extra = {"image": first} if with_images else {}

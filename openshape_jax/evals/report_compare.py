@@ -45,7 +45,7 @@ def _named(folders: Sequence[str | Path]) -> dict[str, Path]:
 def differences(results: Results) -> list[str]:
     """In words, what makes the numbers of two evaluations not quite comparable."""
     lines = []
-    for key in ("split", "num_points", "views", "seeds"):
+    for key in ("split", "num_points", "views", "gray", "seeds"):
         values = {name: r["options"][key] for name, r in results.items()}
         if len(set(values.values())) > 1:
             lines.append(f"{key}: " + ", ".join(f"{name} {value}" for name, value in values.items()))

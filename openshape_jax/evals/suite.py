@@ -107,7 +107,8 @@ def run(
         "trained_with": model.metadata.get("config") or {},
         "options": {
             "suite": list(wanted), "seeds": config.seeds, "split": config.split,
-            "num_points": config.num_points, "views": model.metadata["views"], "data_dir": data_dir,
+            "num_points": config.num_points, "gray": config.gray, "views": model.metadata["views"],
+            "data_dir": data_dir,
         },
         "datasets": {},
     }  # fmt: skip
@@ -166,8 +167,9 @@ def _evaluate(
         "split": config.split,
         "num_shapes": len(first.uids),
         "protocol": f"{evaluator.points_of_a_shape():,} points a shape, drawn and ordered by seed, "
-        f"with colour as stored; {model.metadata['views']} heading(s); vectors of the class names of the "
-        f"{tasks[0].class_vectors}",
+        f"{'without colour' if config.gray else 'with colour as stored'}; "
+        f"{model.metadata['views']} heading(s); "
+        f"vectors of the class names of the {tasks[0].class_vectors}",
     }
     written = []
     zero_shot = {}
@@ -229,6 +231,7 @@ def _probes(data: Opened, test: Embedded, wanted: Sequence[str]) -> dict[str, An
             data.embed,
             batch_size=config.batch_size,
             num_points=config.num_points,
+            gray=config.gray,
             name=f"{name} {TRAIN}",
         )
     classes = {c: i for i, c in enumerate(sorted({*test.labels, *(learn.labels if learn else ())}))}
@@ -242,12 +245,13 @@ def _probes(data: Opened, test: Embedded, wanted: Sequence[str]) -> dict[str, An
 
         def few_shot() -> dict[str, Any]:
             found = probes.few_shot(known, held)
+            draws = len(next(iter(found.values())))
             how = "each seed splits {} in halves, class by class: there is no split train"
             return {
                 "splits": split if learn else how.format(config.split),
                 "classifier": f"logistic regression (scikit-learn, C = {probes.INVERSE_PENALTY:g}) on frozen "
                 "embeddings; a class with fewer shapes gives all it has",
-                "interval": intervals.OVER_DRAWS.format(probes.SEEDS),
+                "interval": intervals.OVER_DRAWS.format(draws),
                 "classes": len(np.unique(known.label)),
                 "shots": {str(n): intervals.described(v) for n, v in found.items()},
             }

@@ -131,6 +131,7 @@ class ZeroShot:
             num_points=self._config.num_points,
             draw=draw,
             condition=condition,
+            gray=self._config.gray,
             with_images=with_images,
             name=self.dataset,
         )
