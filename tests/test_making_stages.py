@@ -354,3 +354,35 @@ def test_what_is_made_of_older_results_is_noticed(copy, tmp_path):
         (copy / name).unlink()
     assert embed(copy, tmp_path) == 0
     assert {t.source for record in records(tmp_path).values() for t in record["texts"]} == {"class", "name"}
+
+
+def test_training_reads_the_set_and_refuses_to_mix_spaces(made, tmp_path):
+    from openshape_jax import config, train
+    from openshape_jax.data import pipeline
+    from openshape_jax.evals.zero_shot import ZeroShot
+
+    data = made[1]
+    overrides = ["data.datasets=('targets/ten',)", "eval.datasets=('targets/ten',)", f"data.data_dir={data}"]
+    overrides += [f"model.embed_dim={WIDTH}", "batch_size=8"]
+    found = config.load(str(MESHES.parents[2] / "configs" / "pointbert_s.py") + ":smoke", overrides)
+    batch = pipeline.dataset(found)[0]
+    assert batch["text"].shape == batch["image"].shape == (8, 1, WIDTH)
+    assert batch["has_text"].all() and batch["has_image"].all()
+    np.testing.assert_allclose(np.linalg.norm(batch["image"], axis=-1), 1, atol=2e-3)
+    held_out = ZeroShot("targets/ten", found.eval, str(data), WIDTH)
+    (task,) = held_out.tasks(["a", "b"], ["bench", "cabinet"])
+    assert [task.class_names[i] for i in task.label] == ["bench", "cabinet"]
+    other = shutil.copytree(data, tmp_path / "data")
+    path = other / "targets" / "ten" / "1.0.0" / "metadata.json"
+    shutil.copytree(path.parents[1], path.parents[2] / "other")
+    metadata = path.parents[2] / "other" / "1.0.0" / "metadata.json"
+    metadata.write_text(
+        metadata.read_text().replace(sources.text_space(["targets/ten"], other), "CLIP of others")
+    )
+    found.data.data_dir = str(other)
+    found.data.datasets = ("targets/other",)
+    with pytest.raises(ValueError, match="classes of 'targets/ten' are vectors of .* into 'CLIP of others'"):
+        train.run(found, tmp_path / "mixed")
+    found.data.datasets = ("targets/other", "targets/ten")
+    with pytest.raises(ValueError, match="lie in different spaces"):
+        train.run(found, tmp_path / "mixed")
