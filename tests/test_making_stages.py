@@ -369,7 +369,9 @@ def test_training_reads_the_set_and_refuses_to_mix_spaces(made, tmp_path):
     assert batch["text"].shape == batch["image"].shape == (8, 1, WIDTH)
     assert batch["has_text"].all() and batch["has_image"].all()
     np.testing.assert_allclose(np.linalg.norm(batch["image"], axis=-1), 1, atol=2e-3)
-    held_out = ZeroShot("targets/ten", found.eval, str(data), WIDTH)
+    held_out = ZeroShot(
+        "targets/ten", found.eval, str(data), WIDTH, sources.text_space(["targets/ten"], data)
+    )
     (task,) = held_out.tasks(["a", "b"], ["bench", "cabinet"])
     assert [task.class_names[i] for i in task.label] == ["bench", "cabinet"]
     other = shutil.copytree(data, tmp_path / "data")

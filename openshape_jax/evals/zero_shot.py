@@ -109,6 +109,8 @@ class ZeroShot:
             width = None if self._stored is None else self._stored.width
             _check_vocabulary(dataset, classes, width, embed_dim, text_space)
             self._stored = None
+        if self._stored is not None:
+            class_features.check_space(sources.find(dataset, data_dir), dataset, text_space)
 
     def points_of_a_shape(self) -> int:
         """Points that are embedded of the first shape: no more than it has."""
