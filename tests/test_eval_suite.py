@@ -196,6 +196,18 @@ def test_points_that_are_left_are_repeated_in_order(data_dir):
     assert not np.array_equal(prepared(records[0], 0, POINTS, 1)["xyz"], full["xyz"])
 
 
+def test_a_model_trained_without_colour_is_shown_none(data_dir):
+    records, _ = sources.open_split(DATASET, "test", data_dir)
+    coloured, gray = (prepared(records[0], 0, POINTS, gray=g) for g in (False, True))
+    np.testing.assert_array_equal(coloured["xyz"], gray["xyz"])
+    assert (gray["rgb"] == round(schema.GRAY * 255)).all()
+    assert np.ptp(coloured["rgb"]) > 0
+    evaluator = ZeroShot(DATASET, EvalConfig(batch_size=83, num_points=POINTS, gray=True), data_dir)
+    seen = []
+    evaluator.embed_all(lambda xyz, rgb, count: seen.append(rgb) or np.ones((len(xyz), 512)))
+    assert (np.concatenate(seen) == gray["rgb"][0, 0]).all()
+
+
 def test_the_page_has_every_part_and_is_well_formed(evaluated, section):
     text = (evaluated[0] / "report" / "index.html").read_text()
     Tags(text)
