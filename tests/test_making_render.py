@@ -233,7 +233,7 @@ def test_a_killed_stage_goes_on_and_ends_alike(folder, tmp_path, monkeypatch, ca
             unfinished = job.folder.with_name(job.folder.name + work.TEMPORARY)
             unfinished.mkdir()
             (unfinished / "00.png").write_bytes(b"half")
-            os.kill(os.getpid(), 2)
+            raise KeyboardInterrupt
         return draw(job)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
