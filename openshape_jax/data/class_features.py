@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -77,23 +76,3 @@ def load(folder: str | Path) -> ClassFeatures | None:
         raise ValueError(
             f"{path} cannot be read ({error}): delete {folder} and build the data set again."
         ) from error
-
-
-def check_space(folder: str | Path, dataset: str, text_space: str) -> None:
-    """Returns if the class features of a built data set, where it has any, lie in a model's space.
-
-    Vectors of two CLIPs of one width would give accuracies that mean nothing. A data set, or a model, that
-    does not say its space is taken as it is.
-
-    Raises:
-      ValueError: they do not; names both spaces.
-    """
-    described = Path(folder, "metadata.json")
-    if not Path(folder, FILE).is_file() or not described.is_file() or text_space == "unknown":
-        return
-    theirs = json.loads(described.read_text(encoding="utf-8")).get("text_space", text_space)
-    if theirs != text_space:
-        raise ValueError(
-            f"the classes of {dataset!r} are vectors of {theirs!r}, but the model embeds into "
-            f"{text_space!r}: take a model and a data set of one CLIP."
-        )

@@ -110,7 +110,7 @@ class ZeroShot:
             _check_vocabulary(dataset, classes, width, embed_dim, text_space)
             self._stored = None
         if self._stored is not None:
-            class_features.check_space(sources.find(dataset, data_dir), dataset, text_space)
+            _check_space(dataset, sources.text_space([dataset], data_dir), text_space)
 
     def points_of_a_shape(self) -> int:
         """Points that are embedded of the first shape: no more than it has."""
@@ -202,6 +202,21 @@ class ZeroShot:
             yield from ((f"eval/{task.name}/{k}", v) for k, v in result.items())
             if workdir is not None:
                 write(workdir / "eval", task, emb, task.describe(result))
+
+
+def _check_space(dataset: str, theirs: str, ours: str) -> None:
+    """Returns if the class vectors of a data set lie in a model's space, or one of both does not say.
+
+    Vectors of two CLIPs of one width would give accuracies that mean nothing.
+
+    Raises:
+      ValueError: they do not; names both spaces.
+    """
+    if theirs != ours and "unknown" not in (theirs, ours):
+        raise ValueError(
+            f"the classes of {dataset!r} are vectors of {theirs!r}, but the model embeds into "
+            f"{ours!r}: take a model and a data set of one CLIP."
+        )
 
 
 def _check_classes(dataset: str, classes: Sequence[str], vectors: Sequence[str]) -> None:
