@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp")  # the batch is split over both, parameters over the second
@@ -24,11 +25,14 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
     Raises:
       ValueError: fsdp does not divide the number of devices.
     """
-    count = jax.device_count() if devices is None else len(devices)
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
     if count % fsdp:
         raise ValueError(f"fsdp is {fsdp} but there are {count} devices; use a divisor of {count}.")
     kinds = (AxisType.Auto, AxisType.Auto)
-    return jax.make_mesh((count // fsdp, fsdp), AXES, axis_types=kinds, devices=devices)
+    # Four chips of a host are half a side of a cube of 8 x 8 x 8: jax.make_mesh would refuse to part it.
+    grid = mesh_utils.create_device_mesh((count // fsdp, fsdp), devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=kinds)
 
 
 def choose_fsdp(asked: int, num_params: int, local_devices: int) -> int:

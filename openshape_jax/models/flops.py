@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from openshape_jax.config import ModelConfig
-from openshape_jax.models.pointbert import HEAD_DIM
+from openshape_jax.models.transformer import HEAD_DIM
 
 
 def forward(model: ModelConfig, patches: int | None = None) -> dict[str, float]:

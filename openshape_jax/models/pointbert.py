@@ -8,27 +8,23 @@ exact GELU, unbiased running variance, momentum 0.1, uniform +-1/sqrt(fan_in) in
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from openshape_jax.config import ModelConfig
+from openshape_jax.models.transformer import Transformer, dense, uniform
 from openshape_jax.ops import ball_query, farthest_point_sampling, gather
-from openshape_jax.ops.attention import first_attention, pair_heads, pairs_heads, self_attention
+from openshape_jax.ops.norm import EPS, layer_norm
 from openshape_jax.ops.patch import has_patch_kernel, patch_features
 from openshape_jax.ops.patch_train import Layer, patch_training
 from openshape_jax.ops.placement import batch_axes, platform, split_rows
 
-HEAD_DIM = 64  # always, whatever dim / heads
-SUBLANES = 8  # rows of a TPU's registers
-NORM_EPS = 1e-5
 # Most grouped points that pass the set-abstraction MLP together; on a CPU as many as fit its caches.
 CHUNK_ROWS, CPU_CHUNK_ROWS = 1 << 18, 1 << 11
 BN_MOMENTUM = 0.1  # torch's convention: new = 0.9 old + 0.1 batch
@@ -58,21 +54,16 @@ def size(scaling: int | str, embed_dim: int = 1280) -> ModelConfig:
     return ModelConfig(name="pointbert", embed_dim=fixed, **table[scaling])
 
 
-def _uniform(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int) -> Array:
-    bound = fan_in**-0.5  # torch's default for Linear and Conv, weight and bias alike
-    return jax.random.uniform(rngs.params(), shape, jnp.float32, -bound, bound)
-
-
 class Linear(nnx.Module):
     """y = x W + b on the last axis, with leading axes flattened: XLA's CPU backward pass through
     (B, T, C) takes twice as long as through (B·T, C)."""
 
     def __init__(self, d_in: int, d_out: int, *, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(_uniform(rngs, (d_in, d_out), d_in))
-        self.bias = nnx.Param(_uniform(rngs, (d_out,), d_in))
+        self.kernel = nnx.Param(uniform(rngs, (d_in, d_out), d_in))
+        self.bias = nnx.Param(uniform(rngs, (d_out,), d_in))
 
     def __call__(self, x: Float[Array, "... d_in"]) -> Float[Array, "... d_out"]:
-        return _dense(x, self.kernel[...], self.bias[...])
+        return dense(x, self.kernel[...], self.bias[...])
 
 
 class BatchNorm(nnx.Module):
@@ -94,7 +85,7 @@ class BatchNorm(nnx.Module):
         self.var[...] = (1 - BN_MOMENTUM) * self.var[...] + BN_MOMENTUM * jax.lax.stop_gradient(unbiased)
 
     def gain(self, var: Float[Array, C]) -> Float[Array, C]:
-        return self.scale[...] * jax.lax.rsqrt(var + NORM_EPS)
+        return self.scale[...] * jax.lax.rsqrt(var + EPS)
 
 
 class SetAbstraction(nnx.Module):
@@ -194,7 +185,7 @@ def _mlp(x: Float[Array, "... F"], layers: list[tuple[Array, Array]], dtype: str
     """The layers, each with its BatchNorm folded in, on the rows of x."""
     x = x.reshape(-1, x.shape[-1]).astype(dtype)
     for kernel, shift in layers:
-        x = jax.nn.relu(_dense(x, kernel, shift))
+        x = jax.nn.relu(dense(x, kernel, shift))
     return x
 
 
@@ -210,114 +201,6 @@ def _moments(chunks: Array, layers: list[tuple[Array, Array]], dtype: str) -> tu
     rows = chunks.size // chunks.shape[-1]
     first, second = jax.tree.map(lambda t: t.sum((0, 1)) / rows, _over_chunks(sums, layers, chunks))
     return pivot + first, second - first[:, None] * first
-
-
-class Transformer(nnx.Module):
-    """Pre-norm blocks whose parameters are stacked along a leading depth axis and scanned, so that
-    compile time does not grow with depth."""
-
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        self.config = config
-        depth, dim, inner, mlp = config.depth, config.dim, config.heads * HEAD_DIM, config.mlp_dim
-        self.norm1_scale = nnx.Param(jnp.ones((depth, dim)))
-        self.norm1_bias = nnx.Param(jnp.zeros((depth, dim)))
-        self.qkv = nnx.Param(_uniform(rngs, (depth, dim, 3 * inner), dim))
-        self.out_kernel = nnx.Param(_uniform(rngs, (depth, inner, dim), inner))
-        self.out_bias = nnx.Param(_uniform(rngs, (depth, dim), inner))
-        self.norm2_scale = nnx.Param(jnp.ones((depth, dim)))
-        self.norm2_bias = nnx.Param(jnp.zeros((depth, dim)))
-        self.up_kernel = nnx.Param(_uniform(rngs, (depth, dim, mlp), dim))
-        self.up_bias = nnx.Param(_uniform(rngs, (depth, mlp), dim))
-        self.down_kernel = nnx.Param(_uniform(rngs, (depth, mlp, dim), mlp))
-        self.down_bias = nnx.Param(_uniform(rngs, (depth, dim), mlp))
-
-    def __call__(
-        self, tokens: Float[Array, "B T D"], paths: Float[Array, "depth 2 B"] | None = None
-    ) -> Float[Array, "B D"]:
-        """The first token after all blocks; in the last block no other token is wanted, and none is made."""
-        c, count = self.config, tokens.shape[1]
-        weights = {k: v[...] for k, v in vars(self).items() if isinstance(v, nnx.Param)}
-
-        where = platform(tokens)
-        # What is cheaper to compute again than to keep; on CPUs the GELU alone. In a loop nothing could be
-        # shared with the first time, and a TPU fuses more when it is not told to keep both apart.
-        looped = functools.partial(jax.checkpoint, prevent_cse=False)
-        again, gelu = (_as_is, jax.checkpoint(_gelu)) if where == "cpu" else (looped, looped(_gelu))
-        paired = pairs_heads(where, c.dtype, c.heads, count)
-
-        def block(x, layer, mix):
-            w, path = layer
-            a, b = (None, None) if path is None else path[..., None, None].astype(x.dtype)
-            mixed = mix(x, w)
-            x = _add(x[:, : mixed.shape[1]], _dense(mixed, w["out_kernel"], w["out_bias"]), a)
-            h = again(_norm_dense)(x, w["norm2_scale"], w["norm2_bias"], w["up_kernel"], w["up_bias"])
-            h = again(lambda h, *to: _dense(gelu(h), *to))(h, w["down_kernel"], w["down_bias"])
-            return split_rows(_add(x, h, b))
-
-        def of_all(x, w):
-            qkv = again(_norm_dense)(x, w["norm1_scale"], w["norm1_bias"], w["qkv"])
-            return self_attention(qkv, c.heads, count, paired)
-
-        def of_first(x, w):
-            normed = _layer_norm(x[:, :count], w["norm1_scale"], w["norm1_bias"])
-            inner = c.heads * HEAD_DIM
-            q, kv = _dense(normed[:, :1], w["qkv"][:, :inner]), _dense(normed, w["qkv"][:, inner:])
-            return first_attention(q, kv, c.heads)
-
-        kept = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if c.remat_policy == "dots" else None
-        step = functools.partial(jax.checkpoint, policy=kept) if c.remat else _as_is
-        # Whole registers of tokens: else a TPU copies whatever is seen as (B·T, D) and as (B, T, D) in turn.
-        spare = -count % SUBLANES if where == "tpu" else 0
-        x = jnp.pad(tokens, ((0, 0), (0, spare), (0, 0))) if spare else tokens
-        layers = (weights, paths)
-        if (depth := c.depth - 1) > 0:
-            # A loop copies what it keeps for its backward pass: up to 1.7 times as slow on CPUs, 1.07 times
-            # on TPUs by the compiler's estimate, where it compiles twice as fast (experiments/tpu_dryrun).
-            body = step(lambda x, layer: block(x, layer, of_all))
-            first = jax.tree.map(lambda v: v[:-1], layers)
-            if paired:
-                first[0]["qkv"] = pair_heads(first[0]["qkv"])
-            x = jax.lax.scan(
-                lambda x, layer: (body(x, layer), None), x, first, unroll=depth if where == "cpu" else 1
-            )[0]
-        last = jax.tree.map(lambda v: v[-1], layers)
-        return step(lambda x, layer: block(x, layer, of_first))(x, last)[:, 0]
-
-
-def _add(x: Array, branch: Array, path: Float[Array, "B 1 1"] | None) -> Array:
-    return x + (branch if path is None else branch * path)
-
-
-def _dense(x: Array, kernel: Array, bias: Array | None = None) -> Array:
-    y = x.reshape(-1, x.shape[-1]) @ kernel.astype(x.dtype)
-    if bias is not None:
-        y = y + bias.astype(x.dtype)
-    return y.reshape(*x.shape[:-1], kernel.shape[-1])
-
-
-def _as_is(fn: Callable[..., Array]) -> Callable[..., Array]:
-    return fn
-
-
-def _gelu(x: Array) -> Array:
-    """Exact, by erf as PyTorch has it: jax.nn.gelu takes erfc, which costs more (experiments/tpu_dryrun)."""
-    x32 = x.astype(jnp.float32)  # in bfloat16, 1 + erf would have nothing left of the negative tail
-    return (0.5 * x32 * (1 + jax.lax.erf(x32 * np.float32(0.5**0.5)))).astype(x.dtype)
-
-
-def _norm_dense(x: Array, scale: Array, shift: Array, kernel: Array, bias: Array | None = None) -> Array:
-    return _dense(_layer_norm(x, scale, shift), kernel, bias)
-
-
-def _layer_norm(x: Array, scale: Array, bias: Array) -> Array:
-    x32 = x.astype(jnp.float32)
-    mean = x32.mean(-1, keepdims=True)
-    centred = x32 - mean
-    if x.dtype == jnp.float32:
-        var = jnp.square(centred).mean(-1, keepdims=True)
-    else:  # in one pass; what cancels is far below the rounding of x itself
-        var = jnp.maximum(jnp.square(x32).mean(-1, keepdims=True) - jnp.square(mean), 0)
-    return (centred * jax.lax.rsqrt(var + NORM_EPS) * scale + bias).astype(x.dtype)
 
 
 class PointBert(nnx.Module):
@@ -371,7 +254,7 @@ class PointBert(nnx.Module):
         with jax.named_scope("set_abstraction"):
             centres, patch = self.sa(xyz, rgb, train, start, keep)
         tokens = self.lift(jnp.concatenate([centres.astype(patch.dtype), patch], -1))
-        tokens = _layer_norm(tokens, self.lift_scale[...], self.lift_bias[...])
+        tokens = layer_norm(tokens, self.lift_scale[...], self.lift_bias[...])
         cls = jnp.broadcast_to(self.cls_token[...].astype(tokens.dtype), (len(tokens), 1, tokens.shape[-1]))
         tokens = split_rows(jnp.concatenate([cls, tokens], 1))
         with jax.named_scope("transformer"):

@@ -12,6 +12,7 @@ from openshape_jax.ops.dispatch import by_device, has_kernels
 from openshape_jax.ops.placement import platform
 
 MAX_TOKENS = 640  # of the kernel for TPUs: the weights of a head stay in VMEM
+HEAD_DIM = 64  # of the kernels for GPUs and TPUs
 LONG = 128  # tokens from which a CPU does better to take one head after the other
 
 
@@ -54,10 +55,15 @@ def self_attention(
       tokens: how many at the front take part; to the rest nobody attends, and what it becomes has no meaning.
       paired: the columns are those of `pair_heads`, and `pairs_heads` is true: a kernel takes them as they
       are.
+
+    On GPUs fit for it a kernel takes float16 or bfloat16 columns of heads of width 64 without `pair_heads`.
     """
     if paired:
         return _tpu(tokens, qkv)
-    b, t, _ = qkv.shape
+    b, t, width = qkv.shape
+    half, narrow = qkv.dtype in (jnp.float16, jnp.bfloat16), width == 3 * HEAD_DIM * heads
+    if half and narrow and 1 < tokens == t and platform(qkv) == "gpu" and has_kernels("cuda"):
+        return _gpu(qkv)
     q, k, v = jnp.moveaxis(qkv[:, :tokens].reshape(b, tokens, 3, heads, -1), 2, 0)
     out = attention(q, k, v).reshape(b, tokens, -1)
     return out if t == tokens else jnp.pad(out, ((0, 0), (0, t - tokens), (0, 0)))
@@ -128,7 +134,36 @@ def _product(a: Array, b: Array) -> Array:
 
 
 def _cudnn(q: Array, k: Array, v: Array) -> Array:
-    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+    b, t = q.shape[:2]
+    if t % 2 == 0:
+        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+    # An odd number of tokens has no gradient in cuDNN.
+    q, k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (q, k, v))
+    there = jnp.full(b, t, jnp.int32)
+    return jax.nn.dot_product_attention(
+        q, k, v, query_seq_lengths=there, key_value_seq_lengths=there, implementation="cudnn"
+    )[:, :t]
+
+
+@jax.custom_vjp
+def _gpu(qkv: Array) -> Array:
+    return _gpu_forward(qkv)[0]
+
+
+def _gpu_forward(qkv: Array) -> tuple[Array, tuple[Array, ...]]:
+    from openshape_jax.ops import attention_gpu  # here, as importing Pallas takes a quarter of a second
+
+    out, sums = by_device(attention_gpu.forward)(qkv)
+    return out, (qkv, out, sums)
+
+
+def _gpu_backward(kept: tuple[Array, ...], g: Array) -> tuple[Array]:
+    from openshape_jax.ops import attention_gpu
+
+    return (by_device(attention_gpu.backward)(*kept, g),)
+
+
+_gpu.defvjp(_gpu_forward, _gpu_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -10,8 +10,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Int
 
-CENTRES = 16  # centres of one program
-CHUNK = 128  # points looked at together
+CENTRES = 4  # centres of one program
+CHUNK = 512  # points looked at together
 WARPS = 4
 MAX_POINTS = 1 << 24  # any cloud: points are read as they are needed
 
@@ -25,7 +25,7 @@ def ball_query_gpu(
 ) -> Int[Array, "B S K"]:
     """Indices (B, S, K) int32, equal to `ball_query.first_in_ball` of each cloud.
 
-    One program scans the points in index order for 16 centres: a cumulative count gives each hit its
+    One program scans the points in index order for 4 centres: a cumulative count gives each hit its
     place, where it is stored if that is below K, and the scan ends when every centre has K hits.
 
     Args:
@@ -54,7 +54,7 @@ def ball_query_gpu(
 
 
 def _kernel(xyz_ref, centre_ref, found_ref, *, limit: float):
-    """xyz (3, size), centre (3, 16), found (16, K + 1).
+    """xyz (3, size), centre (3, 4), found (4, K + 1).
 
     Masked-off lanes are sent to the last column: the interpreter writes their place back unchanged,
     which must not hit a place that another lane stores to.

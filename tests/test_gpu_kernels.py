@@ -1,0 +1,92 @@
+"""The transformer's Pallas kernels for GPUs, interpreted, against the definitions; and their lowering."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+
+from openshape_jax.ops import attention_gpu, norm, norm_gpu
+from openshape_jax.ops.attention import plain
+
+
+def whole(qkv, heads):
+    """The definition on columns (3, heads, 64)."""
+    b, t, _ = qkv.shape
+    q, k, v = jnp.moveaxis(qkv.reshape(b, t, 3, heads, 64), 2, 0)
+    return plain(q, k, v).reshape(b, t, -1)
+
+
+@jax.jit
+def interpreted(qkv, g):
+    """(output, sums, gradient) of the kernels."""
+    out, sums = attention_gpu.forward(qkv, interpret=True)
+    return out, sums, attention_gpu.backward(qkv, out, sums, g, interpret=True)
+
+
+# One patch; a whole tile of them; a whole tile and a part of one.
+@pytest.mark.parametrize("tokens", [2, 129, 198])
+def test_attention_equals_the_definition_with_its_gradients(tokens):
+    heads = 2
+    draw = np.random.default_rng(tokens)
+    qkv = jnp.asarray(draw.normal(size=(1, tokens, 3 * heads * 64)), jnp.float32)
+    g = jnp.asarray(draw.normal(size=(1, tokens, heads * 64)), jnp.float32)
+    wanted, pull = jax.vjp(lambda x: whole(x, heads), qkv)
+    out, _, grad = interpreted(qkv, g)
+    np.testing.assert_allclose(out, wanted, atol=2e-5)
+    np.testing.assert_allclose(grad, pull(g)[0], atol=2e-5)
+
+
+def test_attention_is_exact_where_all_logits_are_far_below_zero():
+    """Keys that are not there have logit 0, far above the others."""
+    qkv = jnp.concatenate([jnp.full((1, 19, 64), 6.0), jnp.full((1, 19, 64), -6.0)], -1)
+    qkv = jnp.concatenate(
+        [qkv, jnp.asarray(np.random.default_rng(0).normal(size=(1, 19, 64)), jnp.float32)], -1
+    )
+    wanted, pull = jax.vjp(lambda x: whole(x, 1), qkv)
+    out, _, grad = interpreted(qkv, jnp.ones((1, 19, 64)))
+    np.testing.assert_allclose(out, wanted, atol=2e-5)
+    np.testing.assert_allclose(grad, pull(jnp.ones_like(out))[0], atol=2e-4)
+
+
+# 50 rows and 48 columns fill neither tiles nor registers; 2,200 rows go over the programs more than once.
+@pytest.mark.parametrize("shape", [(2, 25, 48), (1, 2200, 16)])
+@pytest.mark.parametrize("added", [False, True])
+def test_norm_equals_the_definition_with_its_gradients(shape, added, monkeypatch):
+    monkeypatch.setattr(norm_gpu, "PROGRAMS", 3)
+    draw = np.random.default_rng(0)
+    x, branch, g, beside = (jnp.asarray(2 + draw.normal(size=shape), jnp.float32) for _ in range(4))
+    scale, shift = (jnp.asarray(draw.normal(size=shape[-1:]), jnp.float32) for _ in range(2))
+
+    def definition(x, scale, shift):
+        return x, norm.plain(x, scale, shift)
+
+    total = x + branch if added else x
+    wanted, pull = jax.vjp(definition, total, scale, shift)
+    out = norm_gpu.forward(x, branch if added else None, scale, shift, norm.EPS, interpret=True)
+    for got, exact in zip(out, wanted if added else wanted[1:], strict=True):
+        np.testing.assert_allclose(got, exact, atol=1e-5)
+    grads = pull((beside if added else jnp.zeros(shape), g))
+    grad, *shares = norm_gpu.backward(total, scale, g, beside if added else None, norm.EPS, interpret=True)
+    np.testing.assert_allclose(grad, grads[0], atol=1e-5)
+    for share, exact in zip(shares, grads[1:], strict=True):
+        np.testing.assert_allclose(share.sum(0), exact, rtol=1e-5, atol=1e-3)
+
+
+def test_triton_takes_the_kernels_of_the_released_model():
+    gpu = AbstractDevice(device_kind="NVIDIA A100", num_cores=None, platform="gpu")
+    mesh = AbstractMesh((1,), ("data",), axis_types=(AxisType.Auto,), abstract_device=gpu)
+    bf16 = jnp.bfloat16
+    qkv, out = (jax.ShapeDtypeStruct((8, 385, width), bf16) for width in (1536, 512))
+    sums, scale = jax.ShapeDtypeStruct((8, 8, 385), jnp.float32), jax.ShapeDtypeStruct((512,), jnp.float32)
+    calls = {
+        "attention_gpu": (attention_gpu.forward, (qkv,)),
+        "attention_key_grad_gpu": (attention_gpu.backward, (qkv, out, sums, out)),
+        "norm_gpu": (lambda *a: norm_gpu.forward(*a, norm.EPS), (out, out, scale, scale)),
+        "norm_grad_gpu": (lambda *a: norm_gpu.backward(*a, norm.EPS), (out, scale, out, out)),
+    }
+    with jax.sharding.use_abstract_mesh(mesh):  # jax >= 0.11 asks for a device when there is none
+        for name, (call, shapes) in calls.items():
+            text = jax.jit(call).trace(*shapes).lower(lowering_platforms=("cuda",)).as_text()
+            assert name in text
+            assert "triton" in text
