@@ -118,7 +118,7 @@ def _third_back(
         n, k, _ = x.shape
         outputs = [
             _whole((n, HIDDEN, k), x.dtype),
-            _share((HIDDEN, len(last))),
+            _share((len(last), HIDDEN)),
             _share((HIDDEN, HIDDEN)),
             *[_share((HIDDEN,))] * 3,
         ]
@@ -128,7 +128,7 @@ def _third_back(
     by_patch = (jnp.pad(slope, spare), jnp.pad(index, spare))
     d_n2, *shares = by_device(each, len(weights))(x, *by_patch, *weights)
     outer, *rest = (share.sum(0) for share in shares)
-    return d_n2, outer[:, :channels], *rest
+    return d_n2, outer[:channels].T, *rest
 
 
 def _second_back(
@@ -214,8 +214,10 @@ def _call(
 
 
 def _bound(interpret: bool) -> Passes:
-    functions = (_inputs, _second, _third, _third_back, _second_back)
-    return Passes(*[functools.partial(f, interpret=interpret) for f in functions])
+    def of(fn: Callable[..., Any]) -> Callable[..., Any]:
+        return functools.partial(fn, interpret=interpret)
+
+    return Passes(of(_inputs), of(_second), of(_third), of(_third_back), of(_second_back))
 
 
 _compiled, _interpreted = _bound(False), _bound(True)  # one each: a form is part of a program's key

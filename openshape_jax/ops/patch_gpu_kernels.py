@@ -28,11 +28,11 @@ def _over_patches(n: int, programs: int, step: Callable[[Array, Array, Any], Any
     return jax.lax.fori_loop(0, count, lambda i, carry: step(own + i * programs, i, carry), first)
 
 
-def _tiles(members: int) -> list[pl.Slice]:
+def _tiles(members: int) -> list[Any]:
     return [pl.ds(t, min(members, TILE)) for t in range(0, members, TILE)]
 
 
-def _parts(channels: int) -> list[pl.Slice]:
+def _parts(channels: int) -> list[Any]:
     return [pl.ds(c, CHANNELS) for c in range(0, channels, CHANNELS)]
 
 
@@ -67,16 +67,18 @@ def _more(moments: tuple[Array, Array], y: Float[Array, "C T"], before: Array) -
 def forward(x_ref, one, b1, two, b2, last, b3, out_ref, *, programs: int):
     n, members, _ = x_ref.shape
     one, b1, two, b2 = one[...], b1[...], two[...], b2[...]
+    parts = _parts(last.shape[0])
+    kernels = [last[part] for part in parts]
 
     def step(patch, _, carry):
-        tops: list[Any] = [None] * (last.shape[0] // CHANNELS)
+        tops: list[Any] = [None] * len(parts)
         for tile in _tiles(members):
             h1 = _relu(_first_layer(x_ref[patch, tile], one, b1), one.dtype)
             h2 = _relu(_dot(two, h1) + b2[:, None], one.dtype)
-            for c, part in enumerate(_parts(last.shape[0])):
-                top = _dot(last[part], h2).max(1)
+            for c, kernel in enumerate(kernels):
+                top = _dot(kernel, h2).max(1)
                 tops[c] = top if tops[c] is None else jnp.maximum(tops[c], top)
-        for part, top in zip(_parts(last.shape[0]), tops, strict=True):
+        for part, top in zip(parts, tops, strict=True):
             out_ref[patch, part] = _relu(top + b3[part], out_ref.dtype)
         return carry
 
@@ -116,14 +118,16 @@ def third(
     n, members, _ = x_ref.shape
     one, shift1, two, gain2, shift2 = one[...], shift1[...], two[...], gain2[...], shift2[...]
     tiles, parts = _tiles(members), _parts(last.shape[0])
+    kernels = [last[part] for part in parts]
 
     def step(patch, before, moments):
-        moments, found = list(moments), [None] * len(parts)
+        moments = list(moments)
+        found: list[Any] = [None] * len(parts)
         for t, tile in enumerate(tiles):
             h1 = _relu(_first_layer(x_ref[patch, tile], one, shift1), one.dtype)
             h2 = _relu(_dot(two, h1) * gain2[:, None] + shift2[:, None], one.dtype)
-            for c, part in enumerate(parts):
-                y = _dot(last[part], h2)
+            for c, kernel in enumerate(kernels):
+                y = _dot(kernel, h2)
                 top = y.max(1)
                 member = jax.lax.broadcasted_iota(jnp.int32, y.shape, 1)
                 index = jnp.where(y == top[:, None], member, tile.size - 1).min(1) + tile.start
@@ -168,17 +172,17 @@ def third_back(
                 chosen = member == index_ref[patch, part][:, None]
                 d3 = jnp.where(chosen, slope_ref[patch, part][:, None], 0).astype(one.dtype)
                 d_h2 = d_h2 + _dot(turned[:, part], d3)
-                outer[c] = outer[c] + _dot(h2, d3, (1, 1))
+                outer[c] = outer[c] + _dot(d3, h2, (1, 1))
             d_n2 = jnp.where(n2 > 0, d_h2, 0)
             d_n2_ref[patch, :, tile] = d_n2.astype(d_n2_ref.dtype)
             bias = bias + d_n2.sum(1)
             scale = scale + (d_n2 * (y2 - mean2[:, None])).sum(1)
         return tuple(outer), gram, total, bias, scale
 
-    first = (tuple(_zeros(HIDDEN, CHANNELS) for _ in parts), _zeros(HIDDEN, HIDDEN), *[_zeros(HIDDEN)] * 3)
+    first = (tuple(_zeros(CHANNELS, HIDDEN) for _ in parts), _zeros(HIDDEN, HIDDEN), *[_zeros(HIDDEN)] * 3)
     outer, gram, total, bias, scale = _over_patches(n, programs, step, first)
     for part, share in zip(parts, outer, strict=True):
-        outer_ref[:, part] = share
+        outer_ref[part] = share
     gram_ref[...], total_ref[...], bias_ref[...], scale_ref[...] = gram, total, bias, scale * rate2
 
 

@@ -35,7 +35,6 @@ class Layer(NamedTuple):
     bias: Float[Array, " G"]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def patch_training(
     x: Float[Array, ...], layers: list[Layer], passes: Passes = chunked
 ) -> tuple[Float[Array, "... C"], list[tuple[Array, Array]]]:
@@ -48,22 +47,30 @@ def patch_training(
         `chunked`: (G, shares, K, R, F), G chunks, each split over the devices' shares and by member K of R
         patches; of `patch_gpu.passes`: (n, K, 16), by patch. Features (G, shares, R, C) or (n, C).
     """
-    return _forward(x, layers, passes)[0]
+    out, moments = _training(passes, x, layers)
+    return out, moments
 
 
-def _forward(x: Array, layers: list[Layer], passes: Passes) -> tuple[Any, Any]:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _training(passes: Passes, x: Array, layers: list[Layer]) -> Any:
+    return _forward(passes, x, layers)[0]
+
+
+def _forward(passes: Passes, x: Array, layers: list[Layer]) -> tuple[Any, Any]:
     one, two, three = layers
-    mean, cov = (moment[..., : len(one.kernel)] for moment in passes.inputs(x))
-    cov = cov[: len(one.kernel)]
+    mean, cov = passes.inputs(x)
+    features = len(one.kernel)  # rows may have more, zeros
+    mean, cov = mean[:features], cov[:features, :features]
     norm1 = _norm(mean @ one.kernel, (one.kernel * (cov @ one.kernel)).sum(0), one)
     hidden = Hidden(one.kernel * norm1.gain, norm1.shift, two.kernel, None)
-    y2, *found = passes.second(x, hidden)
-    hidden = hidden._replace(norm2=_norm(*found, two))
+    y2, mean2, var2 = passes.second(x, hidden)
+    norm2 = _norm(mean2, var2, two)
+    hidden = hidden._replace(norm2=norm2)
     sign = jnp.where(three.scale < 0, -1.0, 1.0)
-    top, index, *found = passes.third(x, y2, hidden, three.kernel * sign)
-    norm3 = _norm(*found, Layer(three.kernel, jnp.abs(three.scale), three.bias))
+    top, index, mean3, var3 = passes.third(x, y2, hidden, three.kernel * sign)
+    norm3 = _norm(mean3, var3, Layer(three.kernel, jnp.abs(three.scale), three.bias))
     out = jax.nn.relu(top * norm3.gain + norm3.shift).astype(x.dtype)
-    moments = [(n.mean, n.var) for n in (norm1, hidden.norm2, norm3._replace(mean=norm3.mean * sign))]
+    moments = [(n.mean, n.var) for n in (norm1, norm2, norm3._replace(mean=norm3.mean * sign))]
     return (out, moments), (x, y2, top, index, (mean, cov), (norm1, norm3), hidden, layers)
 
 
@@ -97,7 +104,7 @@ def _backward(passes: Passes, kept: tuple[Any, ...], slopes: tuple[Array, Any]) 
     return jnp.zeros_like(x), [slopes1, slopes2, Layer(d_kernel3, scale3 * sign, bias3)]
 
 
-patch_training.defvjp(_forward, _backward)
+_training.defvjp(_forward, _backward)
 
 
 def _norm(mean: Array, var: Array, layer: Layer) -> Norm:
