@@ -12,6 +12,7 @@ from flax import nnx
 from openshape_jax import models, optim, state
 from openshape_jax.config import Config, ModelConfig
 from openshape_jax.models import pointbert
+from openshape_jax.ops import patch_passes
 from tests import torch_names
 
 
@@ -34,7 +35,7 @@ def test_outputs_of_the_original(golden, golden_model, weights, train, name, chu
 @pytest.fixture(params=[1 << 12, 1 << 7], ids=["one chunk", "several chunks"])
 def chunks(request, monkeypatch) -> None:
     """The set abstraction's points all at once, and in chunks."""
-    monkeypatch.setattr(pointbert, "CPU_CHUNK_ROWS", request.param)
+    monkeypatch.setattr(patch_passes, "CPU_CHUNK_ROWS", request.param)
 
 
 def test_parameter_tree_is_exactly_the_original_s(golden_model, weights):

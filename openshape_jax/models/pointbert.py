@@ -21,12 +21,11 @@ from openshape_jax.config import ModelConfig
 from openshape_jax.models.transformer import Transformer, dense, uniform
 from openshape_jax.ops import ball_query, farthest_point_sampling, gather
 from openshape_jax.ops.norm import EPS, layer_norm
-from openshape_jax.ops.patch import has_patch_kernel, patch_features
+from openshape_jax.ops.patch import patch_features, patch_kernel, patch_training_gpu
+from openshape_jax.ops.patch_passes import chunk, unchunk
 from openshape_jax.ops.patch_train import Layer, patch_training
-from openshape_jax.ops.placement import batch_axes, platform, split_rows
+from openshape_jax.ops.placement import platform, split_rows
 
-# Most grouped points that pass the set-abstraction MLP together; on a CPU as many as fit its caches.
-CHUNK_ROWS, CPU_CHUNK_ROWS = 1 << 18, 1 << 11
 BN_MOMENTUM = 0.1  # torch's convention: new = 0.9 old + 0.1 batch
 
 
@@ -124,15 +123,19 @@ class SetAbstraction(nnx.Module):
 
         with jax.named_scope("geometry"):
             centres, grouped = jax.vmap(group)(xyz, rgb.astype(jnp.float32), starts, keep)
-        chunks = _chunked(jax.lax.stop_gradient(grouped), platform(xyz))
-        fused = has_patch_kernel(xyz, grouped.shape, c.dtype)
-        if train and not fused:
+        chunks = chunk(jax.lax.stop_gradient(grouped), platform(xyz))
+        fused = patch_kernel(xyz, grouped.shape, c.dtype)
+        if train and fused != "tpu":
             pairs = list(zip(self.convs, self.norms, strict=True))
             weights = [Layer(conv.kernel[...], norm.scale[...], norm.bias[...]) for conv, norm in pairs]
-            patch, moments = patch_training(chunks.astype(c.dtype), weights)
+            if fused == "gpu":
+                patch, moments = patch_training_gpu(grouped, weights)
+            else:
+                patch, moments = patch_training(chunks.astype(c.dtype), weights)
+                patch = unchunk(patch, centres.shape)
             for (conv, norm), (mean, var) in zip(pairs, moments, strict=True):
                 norm.track(mean + conv.bias[...], var, grouped.size // 9)
-            return centres, _unchunked(patch, centres.shape)
+            return centres, patch
         layers: list[tuple[Array, Array]] = []
         for conv, norm in zip(self.convs, self.norms, strict=True):
             kernel, bias = conv.kernel[...], conv.bias[...]
@@ -146,34 +149,12 @@ class SetAbstraction(nnx.Module):
             layers.append((kernel * gain, norm.bias[...] - mean * gain))
 
         if fused:
-            return centres, patch_features(grouped, layers)
+            return centres, patch_features(grouped, layers, fused)
 
         def feature(layers, x):
             return _mlp(x, layers, c.dtype).reshape(*x.shape[:3], -1).max(1)
 
-        return centres, _unchunked(_over_chunks(feature, layers, chunks), centres.shape)
-
-
-def _chunked(grouped: Float[Array, "B S K F"], where: str) -> Float[Array, "G shares K R F"]:
-    """The groups in G chunks of centres, the fewest in which no device has more than CHUNK_ROWS points.
-
-    A chunk has an axis of devices' shares, then the members: a sum or maximum over them adds whole arrays.
-    """
-    b, s, k, f = grouped.shape
-    devices = batch_axes(grouped)[2]
-    shares = devices if b % devices == 0 else 1
-    limit = CPU_CHUNK_ROWS if where == "cpu" else CHUNK_ROWS
-    count = next(g for g in range(1, s + 1) if s % g == 0 and (b * s * k // (g * shares) <= limit or g == s))
-    parts = grouped.reshape(shares, b // shares, count, s // count, k, f).transpose(2, 0, 4, 1, 3, 5)
-    return split_rows(parts.reshape(count, shares, k, -1, f), 1)
-
-
-def _unchunked(patch: Float[Array, "G shares R C"], shape: tuple[int, ...]) -> Float[Array, "B S C"]:
-    """Features of the patches of `_chunked`'s chunks, in the order of the centres, which have this shape."""
-    count, shares = patch.shape[:2]
-    b, s, _ = shape
-    parts = patch.reshape(count, shares, b // shares, s // count, -1).transpose(1, 2, 0, 3, 4)
-    return parts.reshape(b, s, -1)
+        return centres, unchunk(_over_chunks(feature, layers, chunks), centres.shape)
 
 
 def _over_chunks(fn: Callable[[Any, Array], Any], layers: Any, chunks: Array) -> Any:

@@ -1,7 +1,15 @@
-"""The kernel of set abstraction's MLP as an operation with gradients, and where it is used."""
+"""The kernels of set abstraction's MLP as operations with gradients, and where they are used.
+
+| program for | inference | training |
+|---|---|---|
+| TPUs, bfloat16 | `patch_tpu` | `patch_tpu`, after the moments of each layer's input |
+| GPUs, bfloat16 | `patch_gpu.forward` | `patch_train` with the passes of `patch_gpu` |
+| anything else | chunks in plain XLA (`models/pointbert.py`) | `patch_train` with those of `patch_passes` |
+"""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -9,35 +17,69 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from openshape_jax.ops.dispatch import by_device, has_kernels
-from openshape_jax.ops.placement import platform
+from openshape_jax.ops.patch_passes import CHUNK_ROWS
+from openshape_jax.ops.patch_train import Layer, patch_training
+from openshape_jax.ops.placement import batch_axes, platform
 
-MAX_TILE = 2048  # points of eight patches whose activations stand in VMEM
+MAX_TILE = 2048  # points of eight patches whose activations stand in a TPU's VMEM
+MAX_MEMBERS = 1024  # of a patch on a GPU, where a loop over them is unrolled
+MAX_ELEMENTS = 1 << 31  # of an array on a GPU: offsets are 32-bit
 
 
-def has_patch_kernel(xyz: Array, grouped: tuple[int, ...], dtype: str) -> bool:
-    """Whether `patch_features` takes points of shape (B, S, K, F): on TPUs in bfloat16, patches in eights.
+def patch_kernel(xyz: Array, grouped: tuple[int, ...], dtype: str) -> str | None:
+    """Whose kernels take points of shape (B, S, K, F): "tpu", "gpu" or None; only bfloat16.
+
+    On TPUs patches come in eights; on GPUs K is a power of two from 16.
 
     Args:
       xyz: the clouds, which tell for which devices the program is.
     """
-    _, s, k, _ = grouped
-    fits = dtype == "bfloat16" and s % 8 == 0 and 8 * k <= MAX_TILE and 8 * k % 128 == 0
-    return fits and platform(xyz) == "tpu" and has_kernels("tpu")
+    b, s, k, _ = grouped
+    where = platform(xyz)
+    if dtype != "bfloat16":
+        return None
+    if where == "tpu" and s % 8 == 0 and 8 * k <= MAX_TILE and 8 * k % 128 == 0 and has_kernels("tpu"):
+        return "tpu"
+    devices = batch_axes(xyz)[2]
+    own = b // devices if b % devices == 0 else b
+    fits = 16 <= k <= MAX_MEMBERS and k & (k - 1) == 0 and own * s * k * 64 < MAX_ELEMENTS
+    return "gpu" if where == "gpu" and fits and has_kernels("cuda") else None
 
 
 def patch_features(
-    grouped: Float[Array, "B S K F"], layers: list[tuple[Array, Array]]
+    grouped: Float[Array, "B S K F"], layers: list[tuple[Array, Array]], where: str
 ) -> Float[Array, "B S C"]:
     """bfloat16 maxima over each patch of three layers relu(x W + b); no gradient to the points.
 
     Args:
       layers: (W, b) of each, F to 64, 64 to 64, and 64 to C channels.
+      where: of `patch_kernel`.
     """
-    from openshape_jax.ops import patch_tpu  # here, as importing Pallas takes a quarter of a second
+    weights = [w for layer in layers for w in layer]
+    grouped = jax.lax.stop_gradient(grouped)
+    if where == "gpu":
+        out = _gpu_features(_gpu_rows(grouped), *weights)
+    else:
+        from openshape_jax.ops import patch_tpu  # here, as importing Pallas takes a quarter of a second
 
-    tiles = by_device(patch_tpu.tiles)(jax.lax.stop_gradient(grouped))
-    out = _features(tiles, *[w for layer in layers for w in layer])
+        out = _features(by_device(patch_tpu.tiles)(grouped), *weights)
     return out.reshape(*grouped.shape[:2], -1)
+
+
+def patch_training_gpu(
+    grouped: Float[Array, "B S K F"], layers: list[Layer]
+) -> tuple[Float[Array, "B S C"], list[tuple[Array, Array]]]:
+    """`patch_training` in bfloat16 by the kernels for GPUs; no gradient to the points."""
+    from openshape_jax.ops import patch_gpu
+
+    out, moments = patch_training(_gpu_rows(jax.lax.stop_gradient(grouped)), layers, patch_gpu.passes())
+    return out.reshape(*grouped.shape[:2], -1), moments
+
+
+def _gpu_rows(grouped: Array) -> Array:
+    from openshape_jax.ops import patch_gpu
+
+    return by_device(functools.partial(patch_gpu.rows, dtype=jnp.bfloat16))(grouped)
 
 
 @jax.custom_vjp
@@ -60,3 +102,43 @@ def _backward(kept: tuple[Array, ...], g: Array) -> Any:
 
 
 _features.defvjp(_forward, _backward)
+
+
+@jax.custom_vjp
+def _gpu_features(x: Float[Array, "n K 16"], *weights: Array) -> Float[Array, "n C"]:
+    from openshape_jax.ops import patch_gpu
+
+    return by_device(patch_gpu.forward, len(weights))(x, *weights)
+
+
+def _gpu_forward(x: Array, *weights: Array) -> tuple[Array, tuple[Array, ...]]:
+    return _gpu_features(x, *weights), (x, *weights)
+
+
+def _gpu_backward(kept: tuple[Array, ...], g: Array) -> Any:
+    """In plain XLA: training does not come here, as there BatchNorm is not folded in."""
+    x, *weights = kept
+    shares = by_device(plain_slopes, len(weights))(x, g, *weights)
+    return jnp.zeros_like(x), *[share.sum(0) for share in shares]
+
+
+_gpu_features.defvjp(_gpu_forward, _gpu_backward)
+
+
+def plain_slopes(x: Float[Array, "n K 16"], g: Float[Array, "n C"], *weights: Array) -> tuple[Array, ...]:
+    """The gradients (1, ...) to the weights of `patch_gpu.forward`, from that to its result, in float32."""
+    n, k, _ = x.shape
+    count = next(c for c in range(1, n + 1) if n % c == 0 and (n // c * k <= CHUNK_ROWS or c == n))
+
+    def features(x: Array, weights: list[Array]) -> Array:
+        x = x[..., : len(weights[0])].reshape(-1, len(weights[0]))
+        for kernel, bias in zip(weights[::2], weights[1::2], strict=True):
+            y = jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+            x = jax.nn.relu(y + bias).astype(x.dtype)
+        return x.reshape(-1, k, x.shape[-1]).max(1)
+
+    def one(chunk: tuple[Array, Array]) -> list[Array]:
+        return jax.vjp(functools.partial(features, chunk[0]), list(weights))[1](chunk[1])[0]
+
+    parts = jax.tree.map(lambda t: t.reshape(count, n // count, *t.shape[1:]), (x, g.astype(x.dtype)))
+    return tuple(slope.sum(0, keepdims=True) for slope in jax.lax.map(one, parts))

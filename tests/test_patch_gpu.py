@@ -1,0 +1,183 @@
+"""Set abstraction's GPU kernels: in interpret mode against plain XLA, their lowering, and their choice."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+
+from openshape_jax import sharding
+from openshape_jax.models import pointbert
+from openshape_jax.ops import dispatch, patch, patch_gpu, patch_gpu_kernels
+from openshape_jax.ops.patch_passes import Hidden, Norm
+from openshape_jax.ops.patch_train import Layer, patch_training
+
+interpreted = functools.partial(patch_training, passes=patch_gpu.passes(interpret=True))
+
+
+def inputs(members: int, channels: int, patches: int = 10):
+    """(1, S, K, 9) points, of which many are a patch's first once more, layers, and slopes (S, C)."""
+    rng = np.random.default_rng(channels)
+    grouped = rng.normal(size=(1, patches, members, 9)).astype(np.float32) + 0.5
+    grouped[:, :, members // 2 :] = grouped[:, :, :1]
+    layers = [
+        Layer(*(0.5 * rng.normal(size=shape).astype(np.float32) for shape in ((a, b), (b,), (b,))))
+        for a, b in itertools.pairwise((9, 64, 64, channels))
+    ]
+    assert (layers[2].scale < 0).any() and (layers[2].scale > 0).any()
+    return grouped, layers, rng.normal(size=(patches, channels)).astype(np.float32)
+
+
+def value_and_gradient(form, x, layers, slope):
+    def total(layers, x):
+        features, moments = form(x, layers)
+        features = features.reshape(slope.shape)
+        return (features * slope).sum(), (features, moments)
+
+    return jax.jit(jax.value_and_grad(total, has_aux=True, argnums=(0, 1)))(layers, x)
+
+
+def chunks(grouped, dtype):
+    return jnp.asarray(grouped.transpose(0, 2, 1, 3)[None], dtype)
+
+
+def test_training_equals_plain_xla(monkeypatch):
+    """96 channels do not fill the last part, 16 members are two tiles, and a device's 4 programs share its 5
+    patches unevenly."""
+    monkeypatch.setattr(patch_gpu, "PROCESSORS", 4)
+    monkeypatch.setattr(patch_gpu, "EACH", dict.fromkeys(patch_gpu.EACH, 1))
+    monkeypatch.setattr(patch_gpu_kernels, "TILE", 8)
+    x, layers, slope = inputs(16, 96)
+    (_, wanted), (slopes, _) = value_and_gradient(patch_training, chunks(x, jnp.float32), layers, slope)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+    rows = jax.NamedSharding(mesh, jax.P("data"))
+    x, slope = jax.device_put((patch_gpu.rows(jnp.asarray(x), jnp.float32), slope), rows)
+    layers = jax.device_put(layers, sharding.replicated(mesh))
+    (_, got), (found, to_points) = value_and_gradient(interpreted, x, layers, slope)
+    for a, b in zip(jax.tree.leaves((got, found)), jax.tree.leaves((wanted, slopes)), strict=True):
+        assert np.abs(b).max() > 0.1
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
+    assert not to_points.any()
+
+
+def test_bfloat16_is_as_close_as_in_plain_xla():
+    x, layers, slope = inputs(16, 64, 300)
+    exact = value_and_gradient(patch_training, chunks(x, jnp.float32), layers, slope)
+    rounded = value_and_gradient(patch_training, chunks(x, jnp.bfloat16), layers, slope)
+    found = value_and_gradient(interpreted, patch_gpu.rows(jnp.asarray(x), jnp.bfloat16), layers, slope)
+
+    def errors(tree) -> np.ndarray:
+        """Most of them as another maximum is chosen here and there, whose gradient goes elsewhere."""
+        pairs = zip(jax.tree.leaves(tree[1][0]), jax.tree.leaves(exact[1][0]), strict=True)
+        return np.array([np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in pairs])
+
+    assert (errors(found) < 1.5 * errors(rounded)).all()
+    for a, b in zip(jax.tree.leaves(found[0][1]), jax.tree.leaves(exact[0][1]), strict=True):
+        assert np.linalg.norm(a - b) < 0.01 * np.linalg.norm(b)
+
+
+def test_the_first_of_equal_maxima_is_chosen():
+    """All members but the first two are the second once more; the second tile holds nothing new."""
+    x, (one, two, three), _ = inputs(256, 64, 3)
+    x[:, :, 2:] = x[:, :, 1:2]
+    x = patch_gpu.rows(jnp.asarray(x), jnp.float32)
+    zero, ones = np.zeros(64, np.float32), np.ones(64, np.float32)
+    hidden = Hidden(one.kernel, zero, two.kernel, Norm(zero, ones, ones, ones, zero))
+    top, index, mean, var = patch_gpu.passes(interpret=True).third(x, None, hidden, three.kernel)
+    y = jax.nn.relu(jax.nn.relu(x[..., :9] @ one.kernel) @ two.kernel) @ three.kernel
+    np.testing.assert_allclose(top, y.max(1), rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(index, y[:, :2].argmax(1))
+    assert set(np.unique(index)) == {0, 1}
+    np.testing.assert_allclose(mean, y.mean((0, 1)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(var, y.var((0, 1)), rtol=1e-4)
+
+
+def test_moments_far_from_zero_lose_nothing():
+    """A mean a thousand times the deviation leaves no digit of a difference of squares."""
+    rng = np.random.default_rng(0)
+    y = (1000 + rng.normal(size=(64, 8, 32))).astype(np.float32)
+    moments = jnp.zeros(64), jnp.zeros(64)
+    for tile in range(8):
+        moments = patch_gpu_kernels._more(moments, jnp.asarray(y[:, tile]), jnp.int32(tile))
+    exact = y.astype(np.float64).reshape(64, -1)
+    np.testing.assert_allclose(moments[0], exact.mean(1), rtol=1e-6)
+    np.testing.assert_allclose(moments[1] / 256, exact.var(1), rtol=1e-3)
+
+
+def test_inference_equals_plain_layers_and_so_do_its_gradients(monkeypatch):
+    monkeypatch.setattr(patch_gpu_kernels, "TILE", 8)
+    grouped, layers, slope = inputs(16, 96)
+    weights = [jnp.asarray(w) for kernel, _, bias in layers for w in (kernel, bias)]
+    x = patch_gpu.rows(jnp.asarray(grouped), jnp.float32)
+
+    def plain(*weights):
+        y = jnp.asarray(grouped[0])
+        for kernel, bias in zip(weights[::2], weights[1::2], strict=True):
+            y = jax.nn.relu(y @ kernel + bias)
+        return y.max(1)
+
+    wanted, pull = jax.vjp(plain, *weights)
+    forward = jax.jit(functools.partial(patch_gpu.forward, interpret=True))
+    np.testing.assert_allclose(forward(x, *weights), wanted, rtol=1e-5, atol=1e-5)
+    monkeypatch.setattr(patch, "CHUNK_ROWS", 2 * 16)
+    slopes = jax.jit(patch.plain_slopes)(x, slope, *weights)
+    for a, b in zip(slopes, pull(slope), strict=True):
+        assert a.shape == (1, *b.shape)
+        np.testing.assert_allclose(a[0], b, rtol=1e-4, atol=1e-5 * np.abs(b).max())
+
+
+@pytest.fixture
+def gpu_mesh(monkeypatch):
+    """For lowering; no process here has a GPU."""
+    monkeypatch.setattr(patch, "has_kernels", lambda platform: True)
+    device = AbstractDevice(device_kind="NVIDIA H100", num_cores=None, platform="gpu")
+    return AbstractMesh((1,), ("data",), axis_types=(AxisType.Auto,), abstract_device=device)
+
+
+def test_the_model_s_set_abstraction_lowers_for_gpus(gpu_mesh):
+    from flax import nnx
+
+    config = pointbert.size(1)
+    config.dtype = "bfloat16"
+    points = jax.ShapeDtypeStruct((4, 1000, 3), jnp.float32)
+
+    def lowered(train: bool) -> str:
+        def loss(params, rest, xyz):
+            sa = nnx.merge(graph, params, rest, copy=True)  # which the statistics may change
+            return sa(xyz, xyz, train)[1].astype(jnp.float32).sum()
+
+        graph, params, rest = nnx.split(
+            nnx.eval_shape(lambda: pointbert.SetAbstraction(config, rngs=nnx.Rngs(0))), nnx.Param, ...
+        )
+        program = jax.jit(jax.grad(loss)) if train else jax.jit(loss)
+        return program.trace(params, rest, points).lower(lowering_platforms=("cuda",)).as_text()
+
+    with jax.sharding.use_abstract_mesh(gpu_mesh):
+        inference, training = lowered(False), lowered(True)
+    assert "patch_gpu" in inference and "patch_third_gpu" not in inference
+    for name in ("inputs", "second", "third", "third_back", "second_back"):
+        assert f"patch_{name}_gpu" in training
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "expected"),
+    [
+        ((4, 384, 64, 9), "bfloat16", "gpu"),
+        ((4, 7, 256, 9), "bfloat16", "gpu"),
+        ((4, 384, 64, 9), "float32", None),
+        ((4, 384, 48, 9), "bfloat16", None),
+        ((4, 384, 8, 9), "bfloat16", None),
+        ((2048, 512, 64, 9), "bfloat16", None),  # more than 32-bit offsets reach
+    ],
+)
+def test_which_shapes_the_kernels_take(gpu_mesh, monkeypatch, shape, dtype, expected):
+    xyz = jnp.zeros(3)
+    with jax.sharding.use_abstract_mesh(gpu_mesh):
+        assert patch.patch_kernel(xyz, shape, dtype) == expected
+    assert patch.patch_kernel(xyz, shape, dtype) is None  # a program for CPUs
+    monkeypatch.setattr(patch, "has_kernels", dispatch.has_kernels)
+    with jax.sharding.use_abstract_mesh(gpu_mesh):
+        assert patch.patch_kernel(xyz, shape, dtype) is None  # no GPU here
