@@ -23,10 +23,9 @@ from jaxtyping import Array, Float
 
 HEAD_DIM = 64
 TILE = 128  # rows of the side that a program keeps
-STEP = 64  # rows of the side that it goes through
 FEW = 16  # rows of the class token's tile, the fewest that a matrix product takes
-WARPS, GRAD_WARPS = 4, 8
-STAGES, GRAD_STAGES = 3, 3
+# Of each kernel: rows of the side that it goes through, warps, and steps that are under way at a time.
+FORWARD, QUERY_GRAD, KEY_GRAD = (64, 4, 3), (64, 8, 3), (32, 4, 3)
 
 
 def forward(
@@ -41,7 +40,7 @@ def forward(
     b, t, width = qkv.shape
     heads = width // (3 * HEAD_DIM)
     return pl.pallas_call(
-        functools.partial(_forward_kernel, tokens=t),
+        functools.partial(_forward_kernel, tokens=t, step=FORWARD[0]),
         (
             jax.ShapeDtypeStruct((b, t, heads * HEAD_DIM), qkv.dtype),
             jax.ShapeDtypeStruct((b, heads, t), jnp.float32),
@@ -49,7 +48,7 @@ def forward(
         grid=(_tiles(t) + 1, heads, b),
         in_specs=[_columns(t, part * heads) for part in range(3)],
         out_specs=(_columns(t), _numbers(t)),
-        compiler_params=plgpu.CompilerParams(num_warps=WARPS, num_stages=STAGES),
+        compiler_params=_params(FORWARD),
         interpret=interpret,
         name="attention_gpu",
     )(qkv, qkv, qkv)
@@ -66,30 +65,32 @@ def backward(
     b, t, width = qkv.shape
     heads = width // (3 * HEAD_DIM)
     qkv_columns = [_columns(t, part * heads) for part in range(3)]
-    settings = dict(
-        grid=(_tiles(t) + 1, heads, b),
-        compiler_params=plgpu.CompilerParams(num_warps=GRAD_WARPS, num_stages=GRAD_STAGES),
-        interpret=interpret,
-    )
+    settings = dict(grid=(_tiles(t) + 1, heads, b), interpret=interpret)
     # Every program takes all columns of the result, and writes those of its head.
     result = pl.BlockSpec((None, t, width), lambda i, h, b: (b, 0, 0))
     grads, means = pl.pallas_call(
-        functools.partial(_query_kernel, tokens=t),
+        functools.partial(_query_kernel, tokens=t, step=QUERY_GRAD[0]),
         (jax.ShapeDtypeStruct(qkv.shape, qkv.dtype), jax.ShapeDtypeStruct(sums.shape, jnp.float32)),
         in_specs=[*qkv_columns, _columns(t), _columns(t), _numbers(t)],
         out_specs=(result, _numbers(t)),
+        compiler_params=_params(QUERY_GRAD),
         name="attention_query_grad_gpu",
         **settings,
     )(qkv, qkv, qkv, out, g, sums)
     return pl.pallas_call(
-        functools.partial(_key_kernel, tokens=t, heads=heads),
+        functools.partial(_key_kernel, tokens=t, step=KEY_GRAD[0], heads=heads),
         jax.ShapeDtypeStruct(qkv.shape, qkv.dtype),
         in_specs=[*qkv_columns, _columns(t), _numbers(t), _numbers(t), result],
         out_specs=result,
         input_output_aliases={6: 0},  # which has the gradients to the queries
+        compiler_params=_params(KEY_GRAD),
         name="attention_key_grad_gpu",
         **settings,
     )(qkv, qkv, qkv, g, sums, means, grads)
+
+
+def _params(settings: tuple[int, int, int]) -> plgpu.CompilerParams:
+    return plgpu.CompilerParams(num_warps=settings[1], num_stages=settings[2])
 
 
 def _tiles(tokens: int) -> int:
@@ -119,9 +120,9 @@ def _each_tile(tokens: int, run: Callable[[Array | int, int, int | None], None])
     pl.when(program == _tiles(tokens))(lambda: run(0, FEW, 1))
 
 
-def _over_steps(tokens: int, body: Callable, start: tuple[Array, ...]) -> tuple[Array, ...]:
+def _over_steps(tokens: int, step: int, body: Callable, start: tuple[Array, ...]) -> tuple[Array, ...]:
     """body(first row, rows, limit or None, carry) -> carry over all tokens but the class token."""
-    rows = min(STEP, _tile(tokens))
+    rows = min(step, _tile(tokens))
     limit = tokens if (tokens - 1) % rows else None
     count = -(-(tokens - 1) // rows)
     return jax.lax.fori_loop(0, count, lambda i, carry: body(1 + i * rows, rows, limit, carry), start)
@@ -158,7 +159,7 @@ def _scale() -> float:
     return HEAD_DIM**-0.5 * math.log2(math.e)
 
 
-def _forward_kernel(q_ref, k_ref, v_ref, out_ref, sums_ref, *, tokens: int):
+def _forward_kernel(q_ref, k_ref, v_ref, out_ref, sums_ref, *, tokens: int, step: int):
     def run(first, rows, limit):
         q = _load(q_ref, first, rows, limit)
         top = jnp.sum(q.astype(jnp.float32) * _class_row(k_ref)[None], axis=1) * _scale()
@@ -175,14 +176,16 @@ def _forward_kernel(q_ref, k_ref, v_ref, out_ref, sums_ref, *, tokens: int):
             out = out * before[:, None] + plgpu.dot(weights.astype(v.dtype), v)
             return out, new, total * before + jnp.sum(weights, axis=1)
 
-        out, top, total = _over_steps(tokens, body, (out, top, jnp.ones(rows, jnp.float32)))
+        out, top, total = _over_steps(tokens, step, body, (out, top, jnp.ones(rows, jnp.float32)))
         _store(out_ref, first, rows, limit, out / total[:, None])
         _store(sums_ref, first, rows, limit, top + jnp.log2(total))
 
     _each_tile(tokens, run)
 
 
-def _query_kernel(q_ref, k_ref, v_ref, out_ref, g_ref, sums_ref, grad_ref, mean_ref, *, tokens: int):
+def _query_kernel(
+    q_ref, k_ref, v_ref, out_ref, g_ref, sums_ref, grad_ref, mean_ref, *, tokens: int, step: int
+):
     """The gradients to a tile of queries, and for each of them the mean over its keys of the gradient to the
     logits' weights, which the gradients to the keys need too."""
     column = pl.program_id(1) * HEAD_DIM
@@ -204,14 +207,16 @@ def _query_kernel(q_ref, k_ref, v_ref, out_ref, g_ref, sums_ref, grad_ref, mean_
                 slope = jnp.where(_mask(key, count, last)[None], slope, 0)
             return (carry[0] + plgpu.dot(slope.astype(k.dtype), k),)
 
-        (grad,) = _over_steps(tokens, body, (slope[:, None] * class_k,))
+        (grad,) = _over_steps(tokens, step, body, (slope[:, None] * class_k,))
         _store(grad_ref, first, rows, limit, grad * HEAD_DIM**-0.5, pl.ds(column, HEAD_DIM))
         _store(mean_ref, first, rows, limit, mean)
 
     _each_tile(tokens, run)
 
 
-def _key_kernel(q_ref, k_ref, v_ref, g_ref, sums_ref, mean_ref, _, grad_ref, *, tokens: int, heads: int):
+def _key_kernel(
+    q_ref, k_ref, v_ref, g_ref, sums_ref, mean_ref, _, grad_ref, *, tokens: int, step: int, heads: int
+):
     """The gradients to a tile of keys and values; here the queries go by."""
     head = pl.program_id(1)
 
@@ -233,7 +238,7 @@ def _key_kernel(q_ref, k_ref, v_ref, g_ref, sums_ref, mean_ref, _, grad_ref, *, 
             return grad_k + plgpu.dot(slope.astype(q.dtype), q), grad_v
 
         begin = (slope[:, None] * class_q, weights[:, None] * class_g)
-        grad_k, grad_v = _over_steps(tokens, body, begin)
+        grad_k, grad_v = _over_steps(tokens, step, body, begin)
         for part, grad in ((1, grad_k * HEAD_DIM**-0.5), (2, grad_v)):
             column = (part * heads + head) * HEAD_DIM
             _store(grad_ref, first, rows, limit, grad, pl.ds(column, HEAD_DIM))
