@@ -177,14 +177,17 @@ def _over_clouds(
 
 def has_kernels(platform: str) -> bool:
     """Whether hand-made kernels for "tpu" or "cuda" are used: not turned off and, for GPUs, the process has
-    GPUs that can run them."""
+    GPUs that can run them, or has none and `jax.set_mesh` names one to compile for."""
     if os.environ.get("OPENSHAPE_KERNELS") == "0":
         return False
     if platform != "cuda":
         return True
     # Pallas' Triton route needs compute capability 8.0 (Ampere), and a device to lower for.
     gpus = [d for d in jax.local_devices() if d.platform == "gpu"]
-    return bool(gpus) and all(float(getattr(d, "compute_capability", 0)) >= 8 for d in gpus)
+    if gpus:
+        return all(float(getattr(d, "compute_capability", 0)) >= 8 for d in gpus)
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and getattr(mesh.abstract_device, "platform", "") == "gpu"
 
 
 def by_device(kernel: Callable[..., Any], shared: int = 0) -> Callable[..., Any]:
