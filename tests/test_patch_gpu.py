@@ -158,7 +158,7 @@ def test_the_model_s_set_abstraction_lowers_for_gpus(gpu_mesh):
     with jax.sharding.use_abstract_mesh(gpu_mesh):
         inference, training = lowered(False), lowered(True)
     assert "patch_gpu" in inference and "patch_third_gpu" not in inference
-    for name in ("inputs", "second", "third", "third_back", "second_back"):
+    for name in ("inputs", "second", "third", "third_back", "outer", "second_back"):
         assert f"patch_{name}_gpu" in training
 
 

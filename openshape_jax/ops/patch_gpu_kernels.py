@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 FEATURES = 16  # of a row: those of a point and zeros, as few as a product takes
 HIDDEN = 64  # channels of both hidden layers
 CHANNELS = 64  # of the last layer that are held together
+BLOCK = 128  # channels of the last layer whose outer products one program adds up
 TILE = 128  # most members that are held together
 
 
@@ -147,17 +148,18 @@ def third(
 
 
 def third_back(
-    x_ref, slope_ref, index_ref, one, shift1, two, gain2, shift2, mean2, rate2, last, turned, mixed, constant,
-    d_n2_ref, outer_ref, gram_ref, total_ref, bias_ref, scale_ref, *, programs: int
+    x_ref, slope_ref, index_ref, one, shift1, two, gain2, shift2, mean2, rate2, last, mixed, constant,
+    d_n2_ref, gram_ref, total_ref, bias_ref, scale_ref, *, programs: int
 ):  # fmt: skip
+    """All of the pass but h2' d3. last: W3, (64, C)."""
     n, members, _ = x_ref.shape
     one, shift1, two, gain2, shift2 = one[...], shift1[...], two[...], gain2[...], shift2[...]
     mean2, rate2, mixed, constant = mean2[...], rate2[...], mixed[...], constant[...]
-    parts = _parts(last.shape[0])
+    parts = _parts(last.shape[1])
+    kernels = [last[:, part] for part in parts]
 
     def step(patch, _, carry):
-        outer, gram, total, bias, scale = carry
-        outer = list(outer)
+        gram, total, bias, scale = carry
         for tile in _tiles(members):
             h1 = _relu(_first_layer(x_ref[patch, tile], one, shift1), one.dtype)
             y2 = _dot(two, h1)
@@ -165,25 +167,54 @@ def third_back(
             h2 = jnp.maximum(n2, 0)
             total = total + h2.sum(1)
             h2 = h2.astype(one.dtype)
-            d_h2 = _dot(mixed, h2) + constant[:, None]
             gram = gram + _dot(h2, h2, (1, 1))
-            for c, part in enumerate(parts):
-                member = jax.lax.broadcasted_iota(jnp.int32, (CHANNELS, tile.size), 1) + tile.start
-                chosen = member == index_ref[patch, part][:, None]
-                d3 = jnp.where(chosen, slope_ref[patch, part][:, None], 0).astype(one.dtype)
-                d_h2 = d_h2 + _dot(turned[:, part], d3)
-                outer[c] = outer[c] + _dot(d3, h2, (1, 1))
+            d_h2 = _dot(mixed, h2) + constant[:, None]
+            member = _member(n2, tile)
+            for part, kernel in zip(parts, kernels, strict=True):
+                d3 = _slopes(member, slope_ref[patch, part], index_ref[patch, part], one.dtype)
+                d_h2 = d_h2 + _dot(kernel, d3)
             d_n2 = jnp.where(n2 > 0, d_h2, 0)
             d_n2_ref[patch, :, tile] = d_n2.astype(d_n2_ref.dtype)
             bias = bias + d_n2.sum(1)
             scale = scale + (d_n2 * (y2 - mean2[:, None])).sum(1)
-        return tuple(outer), gram, total, bias, scale
+        return gram, total, bias, scale
 
-    first = (tuple(_zeros(CHANNELS, HIDDEN) for _ in parts), _zeros(HIDDEN, HIDDEN), *[_zeros(HIDDEN)] * 3)
-    outer, gram, total, bias, scale = _over_patches(n, programs, step, first)
-    for part, share in zip(parts, outer, strict=True):
-        outer_ref[part] = share
-    gram_ref[...], total_ref[...], bias_ref[...], scale_ref[...] = gram, total, bias, scale * rate2
+    first = (_zeros(HIDDEN, HIDDEN), *[_zeros(HIDDEN)] * 3)
+    gram_ref[...], total_ref[...], bias_ref[...], scale = _over_patches(n, programs, step, first)
+    scale_ref[...] = scale * rate2
+
+
+def outer(x_ref, slope_ref, index_ref, one, shift1, two, gain2, shift2, outer_ref, *, programs: int):
+    """d3' h2 of BLOCK channels."""
+    n, members, _ = x_ref.shape
+    one, shift1, two, gain2, shift2 = one[...], shift1[...], two[...], gain2[...], shift2[...]
+    parts = [pl.ds(pl.program_id(1) * BLOCK + c, CHANNELS) for c in range(0, BLOCK, CHANNELS)]
+
+    def step(patch, _, outer):
+        outer = list(outer)
+        for tile in _tiles(members):
+            h1 = _relu(_first_layer(x_ref[patch, tile], one, shift1), one.dtype)
+            n2 = _dot(two, h1) * gain2[:, None] + shift2[:, None]
+            h2 = _relu(n2, one.dtype)
+            member = _member(n2, tile)
+            for c, part in enumerate(parts):
+                d3 = _slopes(member, slope_ref[patch, part], index_ref[patch, part], one.dtype)
+                outer[c] = outer[c] + _dot(d3, h2, (1, 1))
+        return tuple(outer)
+
+    shares = _over_patches(n, programs, step, tuple(_zeros(CHANNELS, HIDDEN) for _ in parts))
+    for c, share in enumerate(shares):
+        outer_ref[pl.ds(c * CHANNELS, CHANNELS)] = share
+
+
+def _member(n2: Float[Array, "64 T"], tile: Any) -> Array:
+    """The members' numbers; by way of n2, a product's result, so that Triton holds d3 as it holds those."""
+    return jnp.where(n2 > -jnp.inf, jax.lax.broadcasted_iota(jnp.int32, n2.shape, 1) + tile.start, -1)
+
+
+def _slopes(member: Array, slope: Array, index: Array, dtype: Any) -> Float[Array, "_ T"]:
+    """d3 of as many channels as there are slopes."""
+    return jnp.where(member == index[:, None], slope[:, None], 0).astype(dtype)
 
 
 def second_back(
