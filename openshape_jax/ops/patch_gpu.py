@@ -63,7 +63,7 @@ def _inputs(x: Array, *, interpret: bool) -> tuple[Array, Array]:
 
     def each(x: Array, mean: Array) -> Array:
         outputs = [_share((FEATURES, FEATURES))]
-        return _call(kernels.inputs, (x, mean), outputs, interpret)[0]
+        return _call(kernels.inputs, (_tiles(x), mean), outputs, interpret)[0]
 
     return mean, by_device(each, 1)(x, mean).sum(0) / (x.shape[0] * x.shape[1])
 
@@ -71,8 +71,8 @@ def _inputs(x: Array, *, interpret: bool) -> tuple[Array, Array]:
 def _second(x: Array, hidden: Hidden, *, interpret: bool) -> tuple[None, Array, Array]:
     def each(x: Array, *weights: Array) -> tuple[Array, ...]:
         outputs = [_share((HIDDEN,)), _share((HIDDEN,))]
-        found = _call(kernels.second, (x, *weights), outputs, interpret)
-        return *found, _members(x, len(found[0]))
+        found = _call(kernels.second, (_tiles(x), *weights), outputs, interpret)
+        return *found, _members(_tiles(x), len(found[0]))
 
     weights = _weights(x, hidden)[:3]
     return None, *_together(*by_device(each, len(weights))(x, *weights))
@@ -115,8 +115,12 @@ def _third_back(
     spare = ((0, 0), (0, len(last) - channels))
 
     def each(x: Array, slope: Array, index: Array, *weights: Array) -> tuple[Array, ...]:
-        n, k, _ = x.shape
-        outputs = [_whole((n, HIDDEN, k), x.dtype), _share((HIDDEN, HIDDEN)), *[_share((HIDDEN,))] * 3]
+        x = _tiles(x)
+        outputs = [
+            _whole((len(x), HIDDEN, x.shape[1]), x.dtype),
+            _share((HIDDEN, HIDDEN)),
+            *[_share((HIDDEN,))] * 3,
+        ]
         rest = _call(kernels.third_back, (x, slope, index, *weights), outputs, interpret)
         blocks = len(last) // kernels.BLOCK
         outputs = [_share((kernels.BLOCK, HIDDEN))]
@@ -134,13 +138,17 @@ def _second_back(
 ) -> tuple[Array, ...]:
     def each(x: Array, *inputs: Array) -> tuple[Array, ...]:
         outputs = [_share((HIDDEN, HIDDEN)), _share((HIDDEN, FEATURES)), _share((HIDDEN,))]
-        return tuple(_call(kernels.second_back, (x, *inputs), outputs, interpret))
+        return tuple(_call(kernels.second_back, (_tiles(x), *inputs), outputs, interpret))
 
     kernel2 = hidden.kernel2.astype(x.dtype)
     weights = (*_weights(x, hidden)[:4], kernel2, a2, b2)
     shares = by_device(each, len(weights))(x, d_n2, *weights)
     d_kernel2, outer, bias1 = (share.sum(0) for share in shares)
     return d_kernel2, outer.T, bias1
+
+
+def _tiles(x: Float[Array, "n K 16"]) -> Float[Array, "m T 16"]:
+    return x.reshape(-1, min(x.shape[1], kernels.TILE), x.shape[2])
 
 
 def _weights(x: Array, hidden: Hidden) -> tuple[Array, ...]:
