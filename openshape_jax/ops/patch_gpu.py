@@ -25,7 +25,7 @@ from openshape_jax.ops.patch_passes import Hidden, Passes
 PROCESSORS = 132  # of an H100
 # Programs for each of them, and the warps of a program. One that adds up products writes as much as it holds
 # at its end: there are as many as run at once, of the others many, whose ends fall apart.
-EACH = {"forward": 16, "inputs": 8, "second": 16, "third": 16, "third_back": 2, "outer": 3, "second_back": 2}
+EACH = {"forward": 16, "inputs": 16, "second": 14, "third": 16, "third_back": 2, "outer": 3, "second_back": 2}
 WARPS: dict[str, int] = {}
 STAGES = 2
 
