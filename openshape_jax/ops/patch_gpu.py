@@ -25,8 +25,8 @@ from openshape_jax.ops.patch_passes import Hidden, Passes
 PROCESSORS = 132  # of an H100
 # Programs for each of them, and the warps of a program. One that adds up products writes as much as it holds
 # at its end: there are as many as run at once, of the others many, whose ends fall apart.
-EACH = {"forward": 16, "inputs": 8, "second": 16, "third": 16, "third_back": 1, "second_back": 2}
-WARPS = {"third_back": 8}
+EACH = {"forward": 16, "inputs": 16, "second": 14, "third": 16, "third_back": 2, "outer": 3, "second_back": 2}
+WARPS: dict[str, int] = {}
 STAGES = 2
 
 
@@ -63,7 +63,7 @@ def _inputs(x: Array, *, interpret: bool) -> tuple[Array, Array]:
 
     def each(x: Array, mean: Array) -> Array:
         outputs = [_share((FEATURES, FEATURES))]
-        return _call(kernels.inputs, (x, mean), outputs, interpret)[0]
+        return _call(kernels.inputs, (_tiles(x), mean), outputs, interpret)[0]
 
     return mean, by_device(each, 1)(x, mean).sum(0) / (x.shape[0] * x.shape[1])
 
@@ -71,8 +71,8 @@ def _inputs(x: Array, *, interpret: bool) -> tuple[Array, Array]:
 def _second(x: Array, hidden: Hidden, *, interpret: bool) -> tuple[None, Array, Array]:
     def each(x: Array, *weights: Array) -> tuple[Array, ...]:
         outputs = [_share((HIDDEN,)), _share((HIDDEN,))]
-        found = _call(kernels.second, (x, *weights), outputs, interpret)
-        return *found, _members(x, len(found[0]))
+        found = _call(kernels.second, (_tiles(x), *weights), outputs, interpret)
+        return *found, _members(_tiles(x), len(found[0]))
 
     weights = _weights(x, hidden)[:3]
     return None, *_together(*by_device(each, len(weights))(x, *weights))
@@ -111,24 +111,26 @@ def _third_back(
     *,
     interpret: bool,
 ) -> tuple[Array, ...]:
-    last, channels = _last(kernel3, x.dtype), kernel3.shape[1]
+    last, channels = _last(kernel3, x.dtype, kernels.BLOCK), kernel3.shape[1]
     spare = ((0, 0), (0, len(last) - channels))
 
-    def each(x: Array, *inputs: Array) -> tuple[Array, ...]:
-        n, k, _ = x.shape
+    def each(x: Array, slope: Array, index: Array, *weights: Array) -> tuple[Array, ...]:
+        x = _tiles(x)
         outputs = [
-            _whole((n, HIDDEN, k), x.dtype),
-            _share((len(last), HIDDEN)),
+            _whole((len(x), HIDDEN, x.shape[1]), x.dtype),
             _share((HIDDEN, HIDDEN)),
             *[_share((HIDDEN,))] * 3,
         ]
-        return tuple(_call(kernels.third_back, (x, *inputs), outputs, interpret))
+        rest = _call(kernels.third_back, (x, slope, index, *weights), outputs, interpret)
+        blocks = len(last) // kernels.BLOCK
+        outputs = [_share((kernels.BLOCK, HIDDEN))]
+        (outer,) = _call(kernels.outer, (x, slope, index, *weights[:5]), outputs, interpret, blocks)
+        return outer, *rest
 
-    weights = (*_weights(x, hidden), last, last.T, _turned(mixed, x.dtype), constant)
+    weights = (*_weights(x, hidden), last.T, _turned(mixed, x.dtype), constant)
     by_patch = (jnp.pad(slope, spare), jnp.pad(index, spare))
-    d_n2, *shares = by_device(each, len(weights))(x, *by_patch, *weights)
-    outer, *rest = (share.sum(0) for share in shares)
-    return d_n2, outer[:channels].T, *rest
+    outer, d_n2, *shares = by_device(each, len(weights))(x, *by_patch, *weights)
+    return d_n2, outer.sum(0)[:channels].T, *(share.sum(0) for share in shares)
 
 
 def _second_back(
@@ -136,13 +138,17 @@ def _second_back(
 ) -> tuple[Array, ...]:
     def each(x: Array, *inputs: Array) -> tuple[Array, ...]:
         outputs = [_share((HIDDEN, HIDDEN)), _share((HIDDEN, FEATURES)), _share((HIDDEN,))]
-        return tuple(_call(kernels.second_back, (x, *inputs), outputs, interpret))
+        return tuple(_call(kernels.second_back, (_tiles(x), *inputs), outputs, interpret))
 
     kernel2 = hidden.kernel2.astype(x.dtype)
     weights = (*_weights(x, hidden)[:4], kernel2, a2, b2)
     shares = by_device(each, len(weights))(x, d_n2, *weights)
     d_kernel2, outer, bias1 = (share.sum(0) for share in shares)
     return d_kernel2, outer.T, bias1
+
+
+def _tiles(x: Float[Array, "n K 16"]) -> Float[Array, "m T 16"]:
+    return x.reshape(-1, min(x.shape[1], kernels.TILE), x.shape[2])
 
 
 def _weights(x: Array, hidden: Hidden) -> tuple[Array, ...]:
@@ -159,9 +165,9 @@ def _turned(kernel: Float[Array, "F G"], dtype: Any, features: int = 0) -> Float
     return jnp.pad(kernel, ((0, max(features - len(kernel), 0)), (0, 0))).T.astype(dtype)
 
 
-def _last(kernel: Float[Array, "64 C"], dtype: Any) -> Float[Array, "_ 64"]:
-    """W3' in the type of products, with channels of zeros to a multiple of CHANNELS."""
-    return _turned(jnp.pad(kernel, ((0, 0), (0, -kernel.shape[1] % CHANNELS))), dtype)
+def _last(kernel: Float[Array, "64 C"], dtype: Any, block: int = CHANNELS) -> Float[Array, "_ 64"]:
+    """W3' in the type of products, with channels of zeros to a multiple of `block`."""
+    return _turned(jnp.pad(kernel, ((0, 0), (0, -kernel.shape[1] % block))), dtype)
 
 
 def _members(x: Array, programs: int) -> Float[Array, " programs"]:
@@ -191,22 +197,27 @@ def _call(
     inputs: Sequence[Array],
     outputs: Sequence[tuple[jax.ShapeDtypeStruct, bool]],
     interpret: bool,
+    blocks: int = 1,
 ) -> list[Array]:
+    """The kernel's outputs. blocks: parts of a share, along its first axis, each of a program of its own."""
     name = kernel.__name__
     programs = min(len(inputs[0]), EACH[name] * PROCESSORS)
 
-    def spec(shape: tuple[int, ...], own: bool = False) -> pl.BlockSpec:
-        if own:
-            return pl.BlockSpec((None, *shape), lambda i: (i, *[0] * len(shape)))
-        return pl.BlockSpec(shape, lambda i: (0,) * len(shape))
+    def whole(shape: tuple[int, ...]) -> pl.BlockSpec:
+        return pl.BlockSpec(shape, lambda i, j: (0,) * len(shape))
 
-    shapes = [jax.ShapeDtypeStruct((programs, *s.shape) if own else s.shape, s.dtype) for s, own in outputs]
+    def own(shape: tuple[int, ...]) -> pl.BlockSpec:
+        return pl.BlockSpec((None, *shape), lambda i, j: (i, j, *[0] * (len(shape) - 1)))
+
+    def shares(s: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((programs, blocks * s.shape[0], *s.shape[1:]), s.dtype)
+
     return pl.pallas_call(
         functools.partial(kernel, programs=programs),
-        shapes,
-        grid=(programs,),
-        in_specs=[spec(x.shape) for x in inputs],
-        out_specs=[spec(s.shape, own) for s, own in outputs],
+        [shares(s) if shared else s for s, shared in outputs],
+        grid=(programs, blocks),
+        in_specs=[whole(x.shape) for x in inputs],
+        out_specs=[own(s.shape) if shared else whole(s.shape) for s, shared in outputs],
         compiler_params=plgpu.CompilerParams(num_warps=WARPS.get(name, 4), num_stages=STAGES),
         interpret=interpret,
         name=f"patch_{name}_gpu",
