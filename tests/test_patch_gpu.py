@@ -181,6 +181,7 @@ def test_the_model_s_set_abstraction_lowers_for_gpus(gpu_mesh):
         ((4, 384, 64, 9), "float32", None),
         ((4, 384, 48, 9), "bfloat16", None),
         ((4, 384, 8, 9), "bfloat16", None),
+        ((4, 384, 512, 9), "bfloat16", None),
         ((2048, 512, 64, 9), "bfloat16", None),  # more than 32-bit offsets reach
     ],
 )

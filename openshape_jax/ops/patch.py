@@ -22,7 +22,7 @@ from openshape_jax.ops.patch_train import Layer, patch_training
 from openshape_jax.ops.placement import batch_axes, platform
 
 MAX_TILE = 2048  # points of eight patches whose activations stand in a TPU's VMEM
-MAX_MEMBERS = 1024  # of a patch on a GPU, where a loop over them is unrolled
+MAX_MEMBERS = 256  # of a patch on a GPU, whose tiles are unrolled
 MAX_ELEMENTS = 1 << 31  # of an array on a GPU: offsets are 32-bit
 
 
