@@ -87,6 +87,14 @@ def test_wrong_arguments_say_what_to_do(copy, tmp_path, monkeypatch, arguments, 
     assert message in str(run(*arguments, "--work", copy))
 
 
+def test_a_misspelt_source_or_list_leaves_no_trace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "words.csv").write_text("file,name\nhamer,Hammer\n")
+    for wrong in (["--source", "none"], ["--source", MESHES, "--captions", "words.csv"]):
+        run("render", "--work", "work", *wrong)
+        assert not (tmp_path / "work").exists()
+
+
 def test_a_bank_of_another_clip_names_both_widths(copy, tmp_path):
     bank = tmp_path / "bank"
     bank.mkdir()

@@ -50,11 +50,10 @@ def _open(args: argparse.Namespace) -> tuple[Path, Source, list[Shape]]:
         )
     elif args.captions or args.up or args.class_from:
         raise ValueError("--captions, --up and --class-from belong to --source DIR: give it, too.")
-    if asked is not None:
-        folder.mkdir(parents=True, exist_ok=True)
     source = shapes.open_source(folder, asked)
     every = shapes.read(source)
     shapes.by_uid(every)
+    shapes.note_source(folder, source)  # not before: a misspelt path is no bond
     return folder, source, every
 
 
