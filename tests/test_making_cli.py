@@ -95,6 +95,31 @@ def test_a_misspelt_source_or_list_leaves_no_trace(tmp_path, monkeypatch):
         assert not (tmp_path / "work").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--clip", "openai-b33"], "'openai-b33' is neither a file nor a folder"),
+        (["--clip", CLIP, "--bank", "none.npz"], "none.npz is not there"),
+        (["--clip", CLIP, "--captions-from", "none.csv"], "none.csv"),
+        (["--clip", CLIP, "--caption-endpoint", "http://x/v1"], "http://x/v1 needs the model's name"),
+        (["--clip", CLIP, "--by", "both"], "--filter-endpoint"),
+        (["--clip", CLIP, "--by", "both", "--filter-endpoint", "x:80", "--filter-model", "m"], "is 'x:80'"),
+        (
+            [
+                *("--clip", CLIP, "--by", "llm", "--filter-endpoint", "http://x", "--filter-model", "m"),
+                *("--filter-prompt", "none.txt"),
+            ],
+            "the prompt file none.txt cannot be read",
+        ),
+        (["--clip", CLIP, "--name", "a b"], "cannot be a name"),
+    ],
+)
+def test_all_checks_every_stage_before_the_first_begins(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in str(run("all", "--work", "work", "--source", MESHES, *arguments))
+    assert [path.name for path in (tmp_path / "work").iterdir()] == ["source.json"]
+
+
 def test_a_bank_of_another_clip_names_both_widths(copy, tmp_path):
     bank = tmp_path / "bank"
     bank.mkdir()
