@@ -106,14 +106,21 @@ def caption(args: argparse.Namespace, opened: Opened) -> Callable[[], None]:
         return lambda: captions.caption(folder, every, lambda: said, settings, views)
     if args.blip:
         settings = {"captioner": "transformers", "model": args.blip, "max_new_tokens": captions.BLIP_TOKENS}
-        return lambda: captions.caption(folder, every, lambda: captions.by_blip(args.blip), settings, views)
+        return lambda: captions.caption(
+            folder,
+            every,
+            lambda: captions.by_blip(args.blip),
+            settings,
+            views,
+            again_empty=args.again_empty,
+        )
     endpoint, prompt = flags.endpoint(args), flags.prompt(args.prompt, "caption_prompt.txt")
     settings = {"captioner": "endpoint", "model": endpoint.model, **flags.told(prompt)}
 
     def run() -> None:
         with flags.counted(folder, "caption", endpoint) as chat:
             ask = captions.by_endpoint(chat, prompt)
-            captions.caption(folder, every, lambda: ask, settings, views, args.parallel)
+            captions.caption(folder, every, lambda: ask, settings, views, args.parallel, args.again_empty)
 
     return run
 

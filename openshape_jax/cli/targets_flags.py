@@ -63,6 +63,9 @@ def add_captioner(p: argparse.ArgumentParser) -> None:
         help="pictures that are shown, 0 to 11 (default 0, front right)",
     )
     p.add_argument("--prompt", default="", metavar="FILE", help="what an endpoint is told (default: ours)")
+    p.add_argument(
+        "--again-empty", action="store_true", help="caption again what got no usable caption before"
+    )
 
 
 def add_filter(p: argparse.ArgumentParser) -> None:
