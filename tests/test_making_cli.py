@@ -8,8 +8,9 @@ import pytest
 
 from openshape_jax.cli import main as cli
 from openshape_jax.data import sources, verify
-from openshape_jax.making import rules, work
-from tests.test_making_stages import CLIP, MESHES, WIDTH, run, told
+from openshape_jax.making import captions, rules, work
+from tests.chat_server import serve
+from tests.test_making_stages import CLIP, FAST, MESHES, WIDTH, run, sees, told
 
 
 @pytest.fixture(scope="module")
@@ -161,3 +162,23 @@ def test_one_stage_at_a_time_works_in_a_folder(copy):
     assert run("filter", "--work", copy) == 0
     assert told(copy / "filter.json")["settings"]["rules"] == rules.VERSION
     assert os.path.exists(copy / "filter.jsonl")
+
+
+def test_useless_answers_are_told_and_asked_for_again_on_request(copy, capsys):
+    with serve(lambda body: "word " * 200) as server:
+        endpoint = ["--work", copy, "--endpoint", server.url, "--model", "m", *FAST]
+        assert run("caption", *endpoint) == 0
+        told_of = capsys.readouterr().out
+        assert "10 shapes have none" in told_of and "longer than 400 characters; --again-empty" in told_of
+        assert run("caption", *endpoint) == 0
+        assert len(server.bodies) == 10
+        server.answer = sees
+        assert run("caption", *endpoint, "--again-empty") == 0
+        assert run("caption", *endpoint, "--again-empty") == 0
+        assert len(server.bodies) == 20
+        assert all(line["texts"] for line in work.read_lines(copy / captions.FILE))
+        server.answer = lambda body: "no"
+        capsys.readouterr()
+        assert run("filter", "--by", "llm", "--asks", 1, *endpoint) == 0
+        told_of = capsys.readouterr().out
+        assert "answers of m were of no use (it is no JSON" in told_of and "--again-unknown" in told_of

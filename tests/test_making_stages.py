@@ -304,26 +304,6 @@ def test_an_interrupted_embedding_goes_on(copy, made, tmp_path, monkeypatch, cap
     assert first == again and len(first) == 2
 
 
-def test_useless_answers_are_told_and_asked_for_again_on_request(copy, capsys):
-    with serve(lambda body: "word " * 200) as server:
-        endpoint = ["--work", copy, "--endpoint", server.url, "--model", "m", *FAST]
-        assert run("caption", *endpoint) == 0
-        told_of = capsys.readouterr().out
-        assert "10 shapes have none" in told_of and "longer than 400 characters; --again-empty" in told_of
-        assert run("caption", *endpoint) == 0
-        assert len(server.bodies) == 10
-        server.answer = sees
-        assert run("caption", *endpoint, "--again-empty") == 0
-        assert run("caption", *endpoint, "--again-empty") == 0
-        assert len(server.bodies) == 20
-        assert all(line["texts"] for line in work.read_lines(copy / captions.FILE))
-        server.answer = lambda body: "no"
-        capsys.readouterr()
-        assert run("filter", "--by", "llm", "--asks", 1, *endpoint) == 0
-        told_of = capsys.readouterr().out
-        assert "answers of m were of no use (it is no JSON" in told_of and "--again-unknown" in told_of
-
-
 def test_another_captioner_or_prompt_makes_texts_again_and_the_data_set_with_them(copy, tmp_path, capsys):
     data = tmp_path / "data"
     (tmp_path / "said.csv").write_text(

@@ -193,8 +193,8 @@ def retrieve(
     print(f"retrieve: {total} texts for {len(kept)} shapes in {folder / FILE} ({done} were there)")
     if without:
         print(
-            f"  {without} shapes got none: nothing in the bank is near enough (--min-similarity {least:g}) and "
-            "says something new of them"
+            f"  {without} shapes got none: nothing in the bank is near enough (--min-similarity {least:g}) "
+            "and says something new of them"
         )
 
 
