@@ -55,7 +55,7 @@ def curves(lines: Sequence[Mapping[str, float]], chance: Mapping[str, float] | N
         axis.plot([], [], color=SOFT, ls=":", label="chance") if chance else None
         axis.set(xlabel="step", ylabel="top-1 accuracy (%)", xlim=(0, last * 1.03), ylim=(0, 100))
         axis.legend(frameon=False, loc="upper left")
-        figures["accuracy"] = _svg(figure, "Top-1 accuracy on shapes kept out of training, over steps")
+        figures["accuracy"] = _svg(figure, "Top-1 accuracy on the evaluated shapes, over steps")
     return figures
 
 
