@@ -136,10 +136,29 @@ def read_npz(path: str) -> tuple[Any, Any, list[str]]:
         missing = [k for k in ("xyz", "label", "classes") if k not in file]
         if missing:
             raise ValueError(f"{path} has no array {missing[0]!r}; it has {', '.join(file)}.")
-        xyz, label = file["xyz"].astype(np.float32), file["label"].astype(np.int64)
-        classes = [str(c) for c in file["classes"]]
-        if "rgb" in file:
-            xyz = np.concatenate([xyz, file["rgb"].astype(np.float32)], -1)
+        try:
+            arrays = {k: file[k] for k in ("xyz", "label", "classes", "rgb") if k in file}
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be read ({error}); save plain arrays, no objects.") from error
+    xyz, label, classes = arrays["xyz"], arrays["label"], [str(c) for c in np.atleast_1d(arrays["classes"])]
+    rgb = arrays.get("rgb", np.zeros((*xyz.shape[:-1], 0)))
+    if (
+        xyz.ndim != 3
+        or xyz.shape[2] != 3
+        or rgb.shape[:2] != xyz.shape[:2]
+        or rgb.shape[2:] not in ((0,), (3,))
+    ):
+        raise ValueError(
+            f"{path}: xyz has shape {xyz.shape}"
+            + (f" and rgb {rgb.shape}" if "rgb" in arrays else "")
+            + "; both must be (clouds, points, 3)."
+        )
+    if label.ndim != 1 or label.dtype.kind not in "iu":
+        raise ValueError(
+            f"{path}: label has shape {label.shape} and type {label.dtype}; give a whole number for each "
+            "cloud, its place in classes."
+        )
+    xyz, label = np.concatenate([xyz, rgb], -1).astype(np.float32), label.astype(np.int64)
     if len(xyz) == 0 or len(xyz) != len(label):
         raise ValueError(
             f"{path} has {len(xyz)} clouds and {len(label)} labels; give one label for each, at least one."
