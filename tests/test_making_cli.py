@@ -96,6 +96,12 @@ def test_a_misspelt_source_or_list_leaves_no_trace(tmp_path, monkeypatch):
         assert not (tmp_path / "work").exists()
 
 
+def test_captions_of_unknown_shapes_are_listed_with_the_folder(copy, tmp_path):
+    (tmp_path / "said.csv").write_text("file,caption\nhammer/martau.obj,it hits nails\n")
+    message = str(run("caption", "--work", copy, "--captions-from", tmp_path / "said.csv"))
+    assert f"line 2: 'hammer/martau.obj' is no shape in {MESHES} (near: 'hammer/marteau.obj')" in message
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -94,14 +94,14 @@ def caption(args: argparse.Namespace, opened: Opened) -> Callable[[], None]:
     """Captions what has no caption. Raises as `making.captions.caption`."""
     from openshape_jax.making import cameras, captions
 
-    folder, _, every = opened
+    folder, source, every = opened
     ways = [bool(args.endpoint), bool(args.blip), bool(args.captions_from)]
     if sum(ways) != 1:
         raise ValueError("give one captioner: --endpoint URL, --blip MODEL or --captions-from FILE.")
     views = flags.numbers("--views", args.views, len(cameras.CAMERAS))
     if args.captions_from:
         path = Path(args.captions_from).expanduser()
-        said = captions.by_file(path, [shape.uid for shape in every])
+        said = captions.by_file(path, [shape.uid for shape in every], source.folder or source.data)
         settings = {"captioner": "file", "file": str(path), "digest": flags.digest_of_file(path)}
         return lambda: captions.caption(folder, every, lambda: said, settings, views)
     if args.blip:

@@ -94,15 +94,18 @@ def by_blip(name: str) -> Captioner:
     return caption
 
 
-def by_file(path: Path, uids: Sequence[str]) -> Captioner:
+def by_file(path: Path, uids: Sequence[str], where: str) -> Captioner:
     """A captioner that looks captions up in a CSV or JSON file, as mesh_folder takes it (file, caption, ...).
+
+    Args:
+      where: the folder or data set of the shapes, for messages.
 
     Raises:
       ValueError: another form, an unknown column or shape; lists them with their lines.
     """
     from tfds_builders.mesh_folder import captions
 
-    said = captions.read(path, uids, path.parent)
+    said = captions.read(path, uids, Path(where))
 
     def caption(uid: str, images: Sequence[Image.Image]) -> Captions:
         del images
