@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 
 import numpy as np
 
@@ -56,14 +57,21 @@ def discs(view: np.ndarray, rgb: np.ndarray, size: int) -> tuple[np.ndarray, np.
     radius = 0.8 * _spacing(view)
     typical = float(np.clip(np.median(radius), 2.0, side / 30))
     radius = np.clip(radius, 2.0, 1.4 * typical)
-    winner, depth = _splat(view, radius, side)
+    column = np.rint(view[:, 0] + side / 2).astype(np.int64)
+    row = np.rint(side / 2 - view[:, 1]).astype(np.int64)
+    top, bottom = _span(row, radius, size)
+    left, right = _span(column, radius, size)
+    spots = np.stack([row - 2 * top, column - 2 * left], 1)
+    winner, depth = _splat(spots, view[:, 2], radius, (2 * (bottom - top), 2 * (right - left)))
     winner, depth = _draw_back(winner, depth, round(0.6 * typical), step=typical)
-    image = np.concatenate([np.clip(rgb, 0, 1), np.zeros((1, 3))])[winner]  # the last row is the background
-    image *= _outline(depth)[..., None]
-    image = image.reshape(size, 2, size, 2, 3).mean((1, 3))
-    coverage = (winner >= 0).reshape(size, 2, size, 2).mean((1, 3))
-    light = _light(depth.reshape(size, 2, size, 2).max((1, 3)) / 2, step=1.5 * typical)
-    return image, coverage[..., None], light[..., None]
+    colours = np.concatenate([np.clip(rgb, 0, 1), np.zeros((1, 3))])  # the last row is the background
+    image = _halved(colours[winner] * _outline(depth)[..., None], np.add) / 4
+    coverage = _halved((winner >= 0)[..., None].astype(float), np.add) / 4
+    light = _light(_halved(depth, np.maximum) / 2, step=1.5 * typical)
+    whole = np.zeros((size, size, 5))
+    whole[..., 4] = 1
+    whole[top:bottom, left:right] = np.concatenate([image, coverage, light[..., None]], -1)
+    return whole[..., :3], whole[..., 3:4], whole[..., 4:]
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -96,23 +104,56 @@ def _spacing(view: np.ndarray) -> np.ndarray:
     return np.reshape(distance, (len(view), k))[:, -1]
 
 
-def _splat(view: np.ndarray, radius: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """((side, side) index of the nearest point or -1, (side, side) depth towards the camera or -inf)."""
-    column = np.rint(view[:, 0] + side / 2).astype(np.int64)
-    row = np.rint(side / 2 - view[:, 1]).astype(np.int64)
-    order = np.argsort(view[:, 2], kind="stable")
-    rank = np.empty(len(view), np.int64)
-    rank[order] = np.arange(len(view))
-    best = np.full(side * side, -1, np.int64)  # rank in depth: the nearest point is the largest
+def _span(places: np.ndarray, radius: np.ndarray, size: int) -> tuple[int, int]:
+    """(first, end) of the rows or columns of a picture that discs reach, with one beside them.
+
+    Args:
+      places: (N,) rows or columns of the discs' middles, and radius: (N,), at twice the size.
+      size: the picture's rows or columns.
+    """
+    first = np.clip((places - radius).min() // 2 - 1, 0, size - 1)
+    end = np.clip((places + radius).max() // 2 + 2, first + 1, size)
+    return int(first), int(end)
+
+
+def _halved(pixels: np.ndarray, two: Callable[..., np.ndarray]) -> np.ndarray:
+    """(H, W, ...) of (2H, 2W, ...): two by two pixels made one by a function of two arrays.
+
+    This is several times as fast as NumPy's reductions over two axes.
+    """
+    rows = two(pixels[::2], pixels[1::2])
+    return two(rows[:, ::2], rows[:, 1::2])
+
+
+def _splat(
+    spots: np.ndarray, towards: np.ndarray, radius: np.ndarray, shape: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """((H, W) index of the nearest point or -1, (H, W) depth towards the camera or -inf).
+
+    Args:
+      spots: (N, 2) row and column of the discs' middles. towards: (N,) their depths.
+      radius: (N,) pixels. shape: (H, W).
+    """
+    order = np.argsort(towards, kind="stable")
+    rank = np.empty(len(towards), np.int64)
+    rank[order] = np.arange(len(towards))
     reach = int(radius.max())
+    # A rim so wide that no disc needs clipping that can be seen; the widest discs come first, so that those
+    # that cover an offset are the first ones.
+    rim = 2 * reach
+    height, width = shape[0] + 2 * rim, shape[1] + 2 * rim
+    spots = spots + rim
+    inside = ((spots >= reach) & (spots < np.array([height, width]) - reach)).all(1)
+    widest = np.flatnonzero(inside)[np.argsort(-radius[inside], kind="stable")]
+    place, rank, square = spots[widest] @ np.array([width, 1]), rank[widest], radius[widest] ** 2
+    best = np.full(height * width, -1, np.int64)  # rank in depth: the nearest point is the largest
     for dy in range(-reach, reach + 1):
         for dx in range(-reach, reach + 1):
-            x, y = column + dx, row + dy
-            mine = (radius**2 >= dx * dx + dy * dy) & (x >= 0) & (x < side) & (y >= 0) & (y < side)
-            np.maximum.at(best, (y * side + x)[mine], rank[mine])
-    best = best.reshape(side, side)
+            covering = int(np.searchsorted(-square, -(dx * dx + dy * dy), side="right"))
+            np.maximum.at(best, place[:covering] + (dy * width + dx), rank[:covering])
+    best = best.reshape(height, width)[rim : height - rim, rim : width - rim]
     empty = best < 0
-    return np.where(empty, -1, order[best]), np.where(empty, -np.inf, view[order[best], 2])
+    return np.where(empty, -1, order[best]), np.where(empty, -np.inf, towards[order[best]])
 
 
 def _draw_back(
@@ -120,36 +161,46 @@ def _draw_back(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Winner and depth after the borders of nearer layers moved back by `times` pixels.
 
-    A border is where depth falls by more than `step` from one pixel to the next.
+    A border is where depth falls by more than `step` from one pixel to the next. Only pixels beside one are
+    looked at: they are few.
     """
+    from scipy import ndimage
+
+    shape = (depth.shape[0] + 2, depth.shape[1] + 2)  # with a rim of background
+    winner, depth = (np.pad(a, 1, constant_values=v).ravel() for a, v in ((winner, -1), (depth, -np.inf)))
+    edges = np.array([-1, 1, -shape[1], shape[1]])
+    all_eight = np.concatenate([edges, edges[2] + edges[:2], edges[3] + edges[:2]])
+    lowest = ndimage.minimum_filter(depth.reshape(shape), 3, mode="nearest").ravel()
+    beside_border = lowest < depth - step
     for i in range(times):
+        near = np.flatnonzero(beside_border)
         # Edge neighbours and all eight in turn: the reach comes close to a disc's.
-        shifts = [(0, 1), (0, -1), (1, 0), (-1, 0)]
-        if i % 2:
-            shifts += [(1, 1), (1, -1), (-1, 1), (-1, -1)]
-        new_winner, new_depth = winner, depth
-        for shift in shifts:
-            other = np.roll(depth, shift, (0, 1))
-            falls = (other < depth - step) & (other < new_depth)
-            new_depth = np.where(falls, other, new_depth)
-            new_winner = np.where(falls, np.roll(winner, shift, (0, 1)), new_winner)
-        winner, depth = new_winner, new_depth
-    return winner, depth
+        around = near + (all_eight if i % 2 else edges)[:, None]
+        source = around[depth[around].argmin(0), np.arange(len(near))]
+        falls = depth[source] < depth[near] - step
+        moved, source = near[falls], source[falls]
+        winner[moved], depth[moved] = winner[source], depth[source]
+        beside_border[moved + all_eight[:, None]] = True
+        beside_border &= winner >= 0
+    kept = np.s_[1:-1, 1:-1]
+    return winner.reshape(shape)[kept], depth.reshape(shape)[kept]
 
 
 def _light(depth: np.ndarray, step: float) -> np.ndarray:
     """(H, W) brightness, at most 1, of a depth picture in pixels; -inf is background."""
-    shifts = ((0, 1), (0, -1), (1, 0), (-1, 0))
     covered = np.isfinite(depth)
     depth = np.where(covered, depth, 1e9)
     for _ in range(SMOOTHING):  # a mean that does not cross borders
-        total, count = depth.copy(), np.ones_like(depth)
-        for shift in shifts:
-            other = np.roll(depth, shift, (0, 1))
-            same = np.abs(other - depth) < step
-            total += np.where(same, other, 0)
-            count += same
-        depth = total / count
+        change, count = np.zeros_like(depth), np.ones_like(depth)
+        for ahead, behind in ((np.s_[:, 1:], np.s_[:, :-1]), (np.s_[1:], np.s_[:-1])):
+            rise = depth[ahead] - depth[behind]
+            same = np.abs(rise) < step
+            rise *= same
+            change[ahead] -= rise
+            change[behind] += rise
+            count[ahead] += same
+            count[behind] += same
+        depth += change / count
     slope = []
     for axis, sign in ((1, 1), (0, -1)):  # to the right, and up
         ahead, behind = np.roll(depth, -1, axis) - depth, depth - np.roll(depth, 1, axis)

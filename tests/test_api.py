@@ -1,6 +1,7 @@
 """The Python interface and the `openshape` command on a trained run."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import openshape_jax
 from openshape_jax import checkpoint, train
 from openshape_jax import config as config_lib
 from openshape_jax.cli import main as cli
+from openshape_jax.cli.eval import read_npz
 
 ROOT = Path(__file__).parent.parent
 LABELS = ["chair", "table", "lamp"]
@@ -143,6 +145,24 @@ def test_classify_command_errors(run, tmp_path):
     assert "holds no checkpoint" in str(
         command("classify", str(ok), "--labels", "chair", "--checkpoint", str(tmp_path))
     )
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"label": np.array([0.5, 1, 2])}, "type float64; give a whole number for each cloud"),
+        ({"label": np.array(["chair"] * 3)}, "type <U5; give a whole number"),
+        ({"xyz": np.zeros((3, 3))}, r"xyz has shape (3, 3); both must be (clouds, points, 3)"),
+        ({"rgb": np.zeros((3, 4, 3))}, r"xyz has shape (3, 5, 3) and rgb (3, 4, 3)"),
+        ({"rgb": np.zeros((3, 5))}, r"rgb (3, 5)"),
+        ({"classes": np.array([{}, {}, {}], object)}, "save plain arrays, no objects"),
+    ],
+)
+def test_labelled_files_whose_arrays_do_not_fit(tmp_path, changed, message):
+    arrays = {"xyz": np.zeros((3, 5, 3)), "label": np.arange(3), "classes": np.array(LABELS), **changed}
+    np.savez(tmp_path / "set.npz", **arrays)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_npz(str(tmp_path / "set.npz"))
 
 
 def test_evaluate_command(run, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """The evaluation suite on the synthetic set: its numbers against the parts they are made of; its pages."""
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -249,7 +250,11 @@ def test_runs_are_put_side_by_side(evaluated, model, data_dir, tmp_path, capsys)
     page = (tmp_path / "page/report/index.html").read_text()
     Tags(page)
     assert "Not evaluated alike: seeds: &lt;all&gt; 2, other 1" in page
-    assert "<b>other</b>" in page
+    tables = re.findall(r'<div class="scroll beside">.*?</table>', page)
+    rows = re.findall(r"<tr>(.*?)</tr>", " ".join(tables))
+    assert len(rows) > 20
+    assert {len(re.findall("<t[dh][ >]", row)) for row in rows if "colspan=3" not in row} == {3}
+    assert re.search(r"<td>k = 5</td><td class=n>.*?\d</td><td class=n>", page)
     assert "Noise: top-1 accuracy against" in page
 
 

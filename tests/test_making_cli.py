@@ -8,8 +8,9 @@ import pytest
 
 from openshape_jax.cli import main as cli
 from openshape_jax.data import sources, verify
-from openshape_jax.making import rules, work
-from tests.test_making_stages import CLIP, MESHES, WIDTH, run, told
+from openshape_jax.making import captions, rules, work
+from tests.chat_server import serve
+from tests.test_making_stages import CLIP, FAST, MESHES, WIDTH, run, sees, told
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +88,45 @@ def test_wrong_arguments_say_what_to_do(copy, tmp_path, monkeypatch, arguments, 
     assert message in str(run(*arguments, "--work", copy))
 
 
+def test_a_misspelt_source_or_list_leaves_no_trace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "words.csv").write_text("file,name\nhamer,Hammer\n")
+    for wrong in (["--source", "none"], ["--source", MESHES, "--captions", "words.csv"]):
+        run("render", "--work", "work", *wrong)
+        assert not (tmp_path / "work").exists()
+
+
+def test_captions_of_unknown_shapes_are_listed_with_the_folder(copy, tmp_path):
+    (tmp_path / "said.csv").write_text("file,caption\nhammer/martau.obj,it hits nails\n")
+    message = str(run("caption", "--work", copy, "--captions-from", tmp_path / "said.csv"))
+    assert f"line 2: 'hammer/martau.obj' is no shape in {MESHES} (near: 'hammer/marteau.obj')" in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--clip", "openai-b33"], "'openai-b33' is neither a file nor a folder"),
+        (["--clip", CLIP, "--bank", "none.npz"], "none.npz is not there"),
+        (["--clip", CLIP, "--captions-from", "none.csv"], "none.csv"),
+        (["--clip", CLIP, "--caption-endpoint", "http://x/v1"], "http://x/v1 needs the model's name"),
+        (["--clip", CLIP, "--by", "both"], "--filter-endpoint"),
+        (["--clip", CLIP, "--by", "both", "--filter-endpoint", "x:80", "--filter-model", "m"], "is 'x:80'"),
+        (
+            [
+                *("--clip", CLIP, "--by", "llm", "--filter-endpoint", "http://x", "--filter-model", "m"),
+                *("--filter-prompt", "none.txt"),
+            ],
+            "the prompt file none.txt cannot be read",
+        ),
+        (["--clip", CLIP, "--name", "a b"], "cannot be a name"),
+    ],
+)
+def test_all_checks_every_stage_before_the_first_begins(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in str(run("all", "--work", "work", "--source", MESHES, *arguments))
+    assert [path.name for path in (tmp_path / "work").iterdir()] == ["source.json"]
+
+
 def test_a_bank_of_another_clip_names_both_widths(copy, tmp_path):
     bank = tmp_path / "bank"
     bank.mkdir()
@@ -128,3 +168,23 @@ def test_one_stage_at_a_time_works_in_a_folder(copy):
     assert run("filter", "--work", copy) == 0
     assert told(copy / "filter.json")["settings"]["rules"] == rules.VERSION
     assert os.path.exists(copy / "filter.jsonl")
+
+
+def test_useless_answers_are_told_and_asked_for_again_on_request(copy, capsys):
+    with serve(lambda body: "word " * 200) as server:
+        endpoint = ["--work", copy, "--endpoint", server.url, "--model", "m", *FAST]
+        assert run("caption", *endpoint) == 0
+        told_of = capsys.readouterr().out
+        assert "10 shapes have none" in told_of and "longer than 400 characters; --again-empty" in told_of
+        assert run("caption", *endpoint) == 0
+        assert len(server.bodies) == 10
+        server.answer = sees
+        assert run("caption", *endpoint, "--again-empty") == 0
+        assert run("caption", *endpoint, "--again-empty") == 0
+        assert len(server.bodies) == 20
+        assert all(line["texts"] for line in work.read_lines(copy / captions.FILE))
+        server.answer = lambda body: "no"
+        capsys.readouterr()
+        assert run("filter", "--by", "llm", "--asks", 1, *endpoint) == 0
+        told_of = capsys.readouterr().out
+        assert "answers of m were of no use (it is no JSON" in told_of and "--again-unknown" in told_of

@@ -233,6 +233,7 @@ def test_a_model_that_never_answers_as_asked_leaves_unknowns(tmp_path):
     with serve(lambda body: "I cannot help with that.") as server:
         found = judged(tmp_path, server, TEXTS[:2], asks=2)[1]
         assert {v.verdict for v in found.values()} == {judging.UNKNOWN}
+        assert all(v.reason.startswith("it is no JSON") for v in found.values())
         assert len(server.bodies) == 2
         judged(tmp_path, server, TEXTS[:2])  # it is not asked again unless one says so
         assert len(server.bodies) == 2

@@ -194,6 +194,7 @@ def folder(tmp_path):
 def render(root, where, size=24, jobs=1):
     source = shapes.open_source(where, shapes.Source(folder=str(root)))
     every = shapes.read(source)
+    shapes.note_source(where, source)
     pictures.render(where, source, every, size, jobs)
     return every
 
@@ -296,6 +297,7 @@ def test_a_work_folder_belongs_to_its_shapes(folder, tmp_path):
     with pytest.raises(ValueError, match="is new: say with --source DIR or --data NAME"):
         shapes.open_source(tmp_path, None)
     source = shapes.open_source(tmp_path, shapes.Source(folder=str(folder), up="y"))
+    shapes.note_source(tmp_path, source)
     assert shapes.open_source(tmp_path, None) == source
     with pytest.raises(ValueError, match="belongs to other shapes .*up 'y'"):
         shapes.open_source(tmp_path, shapes.Source(folder=str(folder)))

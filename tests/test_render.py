@@ -100,3 +100,35 @@ def test_few_points_are_drawn(n):
     xyz = np.random.default_rng(n).normal(size=(n, 3))
     image = render.picture(xyz, np.zeros((n, 3)), 64)
     assert (image < 200).any()
+
+
+def test_discs_are_drawn_nearest_first():
+    rng = np.random.default_rng(0)
+    spots = rng.integers(-12, 52, (60, 2))  # some outside the picture
+    towards, radius = rng.normal(size=60), rng.uniform(2, 9, 60)
+    winner, depth = render._splat(spots, towards, radius, (40, 36))
+    for row, column in np.ndindex(40, 36):
+        covers = ((spots - [row, column]) ** 2).sum(1) <= radius**2
+        nearest = np.where(covers, towards, -np.inf).argmax() if covers.any() else -1
+        assert winner[row, column] == nearest
+        assert depth[row, column] == (towards[nearest] if covers.any() else -np.inf)
+
+
+def test_borders_move_back_as_by_looking_at_every_pixel():
+    rng = np.random.default_rng(0)
+    spots, towards = rng.integers(3, 45, (80, 2)), rng.normal(0, 4, 80)
+    winner, depth = render._splat(spots, towards, rng.uniform(2, 5, 80), (48, 48))
+    expected_winner, expected = winner, depth
+    for i in range(5):
+        steps = [(0, 1), (0, -1), (1, 0), (-1, 0)] + [(a, b) for a in (1, -1) for b in (1, -1)] * (i % 2)
+        lowest, chosen = expected, expected_winner
+        for step in steps:
+            other = np.roll(expected, step, (0, 1))
+            falls = (other < expected - 1.5) & (other < lowest)
+            lowest = np.where(falls, other, lowest)
+            chosen = np.where(falls, np.roll(expected_winner, step, (0, 1)), chosen)
+        expected, expected_winner = lowest, chosen
+    found = render._draw_back(winner, depth, 5, step=1.5)
+    np.testing.assert_array_equal(found[0], expected_winner)
+    np.testing.assert_array_equal(found[1], expected)
+    assert (found[0] != winner).sum() > 50

@@ -55,6 +55,30 @@ def test_what_training_named_is_not_called_zero_shot(run, copy, data_dir):
 
 
 @pytest.mark.parametrize(
+    ("dataset", "split", "kind"),
+    [
+        ("targets/a", "train", summary.TRAINED),
+        ("targets/a", "train[:50%]", summary.TRAINED),
+        ("targets/a", "test", summary.HELD_OUT),
+        ("targets/b", "train", summary.ZERO_SHOT),
+        ("primitives", "mine", summary.TRAINED),
+        ("primitives", "train", summary.HELD_OUT),
+    ],
+)
+def test_shapes_of_training_are_not_called_held_out(dataset, split, kind):
+    trained = {"datasets": ["targets/a", "primitives"], "splits": ["train", "mine"]}
+    assert summary.kind(dataset, {"data": trained}, split) == kind
+
+
+def test_a_page_of_the_training_split_says_so(copy, data_dir):
+    for path in (copy / "eval").glob("*.json"):
+        path.write_text(path.read_text().replace('"split": "test"', '"split": "train"'))
+    text = rewritten(copy, data_dir)
+    assert text.count(summary.TRAINED) == 2
+    assert not any(words in text for words in ("held-out", "held out", "kept out of training"))
+
+
+@pytest.mark.parametrize(
     ("trained", "kind"),
     [
         ({"datasets": ["openshape_ensemble"]}, summary.SEEN),

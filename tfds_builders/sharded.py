@@ -14,11 +14,9 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
-from multiprocessing import get_context
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +24,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
 
-from openshape_jax.data import files
+from openshape_jax.data import files, workers
 
 SHARD_SIZE = 512  # items: at 150 KB each a file is below 80 MB, and an interruption costs at most so many
 CHECKED = 32  # rejects of an earlier try that are read again at once
@@ -106,25 +104,8 @@ def run_local(shards: Sequence[Shard], jobs: int) -> Iterator[tuple[str, Written
         for shard in shards:
             yield shard.name, write_shard(shard)
         return
-    workers = min(jobs, len(shards))
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_leave_interrupts) as pool:
-        futures = {pool.submit(write_shard, shard): shard.name for shard in shards}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except KeyboardInterrupt:
-            for process in list(pool._processes.values()):  # in Python 3.14: pool.terminate_workers()
-                process.terminate()
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-
-
-def _leave_interrupts() -> None:
-    """Leaves Ctrl-C, which a terminal sends to workers too, to the process that started this one."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for shard, written in workers.in_processes(write_shard, shards, jobs):
+        yield shard.name, written
 
 
 class TooManyRejects(ValueError):

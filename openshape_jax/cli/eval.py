@@ -126,20 +126,18 @@ def read_npz(path: str) -> tuple[Any, Any, list[str]]:
     """
     import numpy as np
 
-    try:
-        file = np.load(path, allow_pickle=False)
-    except ValueError:
-        file = None
-    if not isinstance(file, np.lib.npyio.NpzFile):
-        raise ValueError(f"{path} is no .npz archive; it must hold the arrays xyz, label and classes.")
-    with file:
-        missing = [k for k in ("xyz", "label", "classes") if k not in file]
-        if missing:
-            raise ValueError(f"{path} has no array {missing[0]!r}; it has {', '.join(file)}.")
-        xyz, label = file["xyz"].astype(np.float32), file["label"].astype(np.int64)
-        classes = [str(c) for c in file["classes"]]
-        if "rgb" in file:
-            xyz = np.concatenate([xyz, file["rgb"].astype(np.float32)], -1)
+    arrays = _arrays(path)
+    xyz, label, classes = arrays["xyz"], arrays["label"], [str(c) for c in np.atleast_1d(arrays["classes"])]
+    rgb = arrays.get("rgb", np.zeros((*xyz.shape[:-1], 0)))
+    same = rgb.shape[:2] == xyz.shape[:2] and rgb.shape[2:] in ((0,), (3,))
+    if xyz.ndim != 3 or xyz.shape[2] != 3 or not same:
+        beside = f" and rgb {rgb.shape}" if "rgb" in arrays else ""
+        raise ValueError(f"{path}: xyz has shape {xyz.shape}{beside}; both must be (clouds, points, 3).")
+    if label.ndim != 1 or label.dtype.kind not in "iu":
+        raise ValueError(
+            f"{path}: label has shape {label.shape} and type {label.dtype}; give a whole number for each "
+            "cloud, its place in classes."
+        )
     if len(xyz) == 0 or len(xyz) != len(label):
         raise ValueError(
             f"{path} has {len(xyz)} clouds and {len(label)} labels; give one label for each, at least one."
@@ -150,7 +148,27 @@ def read_npz(path: str) -> tuple[Any, Any, list[str]]:
             f"{path}: the label {label[outside[0]]} of cloud {outside[0]} is outside the list of "
             f"{len(classes)} classes; labels count from 0 to {len(classes) - 1}."
         )
-    return xyz, label, classes
+    return np.concatenate([xyz, rgb], -1).astype(np.float32), label.astype(np.int64), classes
+
+
+def _arrays(path: str) -> dict[str, Any]:
+    """{"xyz", "label", "classes", "rgb" where it has one} of a labelled file, as they are stored."""
+    import numpy as np
+
+    try:
+        file = np.load(path, allow_pickle=False)
+    except ValueError:
+        file = None
+    if not isinstance(file, np.lib.npyio.NpzFile):
+        raise ValueError(f"{path} is no .npz archive; it must hold the arrays xyz, label and classes.")
+    with file:
+        missing = [k for k in ("xyz", "label", "classes") if k not in file]
+        if missing:
+            raise ValueError(f"{path} has no array {missing[0]!r}; it has {', '.join(file)}.")
+        try:
+            return {k: file[k] for k in ("xyz", "label", "classes", "rgb") if k in file}
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be read ({error}); save plain arrays, no objects.") from error
 
 
 def on_file(model: Any, points: Any, label: Any, classes: list[str], up: str) -> dict[str, Any]:

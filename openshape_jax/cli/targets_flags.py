@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import hashlib
 from collections.abc import Iterator
 from importlib import resources
@@ -62,6 +63,9 @@ def add_captioner(p: argparse.ArgumentParser) -> None:
         help="pictures that are shown, 0 to 11 (default 0, front right)",
     )
     p.add_argument("--prompt", default="", metavar="FILE", help="what an endpoint is told (default: ours)")
+    p.add_argument(
+        "--again-empty", action="store_true", help="caption again what got no usable caption before"
+    )
 
 
 def add_filter(p: argparse.ArgumentParser) -> None:
@@ -192,7 +196,10 @@ def endpoint(args: argparse.Namespace) -> Endpoint:
         if getattr(args, name, 1) < 1:
             raise ValueError(f"--{name} is {getattr(args, name)}; it must be at least 1.")
     if not args.endpoint:
-        raise ValueError("no endpoint is given: --endpoint URL --model NAME of an OpenAI-compatible server.")
+        raise ValueError(
+            "no endpoint is given: --endpoint URL --model NAME of an OpenAI-compatible server (`all` has "
+            "them as --caption-endpoint, --caption-model, --filter-endpoint and --filter-model)."
+        )
     return Endpoint(
         args.endpoint,
         args.model,
@@ -212,9 +219,19 @@ def check_name(name: str) -> None:
 
 
 def prompt(path: str, ours: str) -> str:
-    """The text of a prompt file, or of ours in the package's assets."""
+    """The text of a prompt file, or of ours in the package's assets.
+
+    Raises:
+      ValueError: the file cannot be read, or is empty.
+    """
     if path:
-        return Path(path).expanduser().read_text(encoding="utf-8")
+        try:
+            text = Path(path).expanduser().read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"the prompt file {path} cannot be read ({error}).") from error
+        if not text.strip():
+            raise ValueError(f"the prompt file {path} is empty; leave it out for ours.")
+        return text
     return (resources.files("openshape_jax") / "assets" / ours).read_text(encoding="utf-8")
 
 
@@ -250,11 +267,23 @@ def counted(folder: Path, stage: str, endpoint: Endpoint) -> Iterator[Chat]:
                 print(f"  {use.uncounted} answers did not say how many tokens they were: the cost is higher")
 
 
+def find_clip(args: argparse.Namespace) -> None:
+    """Returns if the CLIP's weights are here or can be downloaded. Raises as `openshape_jax.load_clip`."""
+    from openshape_jax.convert import clip_files
+
+    clip_files.locate(args.clip)
+
+
 def load_clip(args: argparse.Namespace) -> tuple[Clip, dict[str, Any]]:
-    """(the CLIP on all devices, what identifies it)."""
+    """(the CLIP on all devices, what identifies it); one that is asked for twice in a row is read once."""
+    return _load_clip(args.clip, args.dtype, args.clip_batch)
+
+
+@functools.lru_cache(maxsize=1)
+def _load_clip(name: str, dtype: str, batch_size: int | None) -> tuple[Clip, dict[str, Any]]:
     from openshape_jax import clip, runtime, sharding
     from openshape_jax.making import features
 
     runtime.prepare()
-    found = clip.load(args.clip, dtype=args.dtype, batch_size=args.clip_batch, mesh=sharding.make_mesh())
+    found = clip.load(name, dtype=dtype, batch_size=batch_size, mesh=sharding.make_mesh())
     return found, features.describe(found)

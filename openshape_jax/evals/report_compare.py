@@ -76,48 +76,73 @@ def page(results: Results) -> str:
 
 
 def _models(results: Results) -> str:
-    rows = []
-    for name, r in results.items():
+    facts: dict[str, list[str]] = {}
+    for r in results.values():
         m = r["model"]
-        encoder = f"{m['model']['name']}, {m['model']['depth']} blocks of width {m['model']['dim']}"
-        trained = ", ".join(m.get("trained_on") or []) or "not said"
-        told = (name, r["checkpoint"], f"{r['step']:,}", encoder, m["text_space"], trained, r["date"])
-        rows.append([f"<b>{esc(told[0])}</b>", *(esc(str(x)) for x in told[1:])])
-    head = ["model", "checkpoint", "step", "encoder", "space", "trained on", "evaluated"]
-    differ = differences(results)
-    warning = "".join(f'<p class="missing">Not evaluated alike: {esc(line)}</p>' for line in differ)
-    return warning + report_suite.table(head, rows, len(head))
+        told = {
+            "checkpoint": r["checkpoint"],
+            "step": f"{r['step']:,}",
+            "encoder": f"{m['model']['name']}, {m['model']['depth']} blocks of width {m['model']['dim']}",
+            "space": m["text_space"],
+            "trained on": ", ".join(m.get("trained_on") or []) or "not said",
+            "evaluated": r["date"],
+        }
+        for what, value in told.items():
+            facts.setdefault(what, []).append(esc(str(value)))
+    warning = "".join(
+        f'<p class="missing">Not evaluated alike: {esc(line)}</p>' for line in differences(results)
+    )
+    return warning + _side_by_side(results, [("", list(facts.items()))])
 
 
 def _numbers(results: Results) -> str:
-    columns = {name: summary.measures(r) for name, r in results.items()}
-    groups: dict[tuple[str, str], list[str]] = {}
-    for found in columns.values():
-        for dataset, part, measure in found:
-            listed = groups.setdefault((dataset, part), [])
-            if measure not in listed:
-                listed.append(measure)
-    parts, last = [], ""
-    datasets = list(dict.fromkeys(dataset for dataset, _ in groups))
-    for (dataset, part), listed in sorted(groups.items(), key=lambda item: datasets.index(item[0][0])):
-        if dataset != last:
-            parts.append(f"<h3><code>{esc(dataset)}</code></h3>")
-            last = dataset
-        rows = []
-        for measure in listed:
-            key = (dataset, part, measure)
-            shares = [found[key].mean for found in columns.values() if key in found]
+    columns = [summary.measures(r) for r in results.values()]
+    robust = {
+        f"{kind['title']}: {kind['axis']}"
+        for r in results.values()
+        for section in r["datasets"].values()
+        for kind in section.get("robustness", {}).get("kinds", {}).values()
+    }  # told by the charts, which have their numbers with them
+    content = []
+    for dataset in dict.fromkeys(dataset for found in columns for dataset, *_ in found):
+        groups: dict[str, list[tuple[str, list[str]]]] = {}
+        for key in dict.fromkeys(key for found in columns for key in found if key[0] == dataset):
+            _, part, measure = key
+            if part in robust:
+                continue
+            shares = [found[key].mean for found in columns if key in found]
             best = max(shares) if len(shares) > 1 and shares.count(max(shares)) == 1 else None
-            cells = []
-            for found in columns.values():
-                cell = esc(found[key].text()) if key in found else "-"
-                cells.append(f"<b>{cell}</b>" if key in found and found[key].mean == best else cell)
-            rows.append([esc(measure), *cells])
-        table = report_suite.table([esc(part), *map(esc, columns)], rows)
-        # Robustness is told by its charts; its numbers are at hand.
-        folded = part.partition(":")[2]
-        parts.append(f"<details><summary>{esc(part)}</summary>{table}</details>" if folded else table)
-    return f"<p>In per cent.</p>{''.join(parts)}"
+            cells = [esc(found[key].text()) if key in found else "-" for found in columns]
+            cells = [
+                f"<b>{cell}</b>" if key in found and found[key].mean == best else cell
+                for cell, found in zip(cells, columns, strict=True)
+            ]
+            groups.setdefault(part, []).append((measure, cells))
+        content.append(f"<h3><code>{esc(dataset)}</code></h3>{_side_by_side(results, list(groups.items()))}")
+    return f"<p>In per cent.</p>{''.join(content)}"
+
+
+def _side_by_side(results: Results, groups: Sequence[tuple[str, Sequence[tuple[str, Sequence[str]]]]]) -> str:
+    """One table with a column of the same width for each model, whose first column stays where it scrolls.
+
+    Args:
+      groups: (heading, lines): of (what, a cell of HTML for each model).
+    """
+    bodies = []
+    for heading, lines in groups:
+        rows = (
+            [f"<tr><th colspan={1 + len(results)}><span>{esc(heading)}</span></th></tr>"] if heading else []
+        )
+        for what, cells in lines:
+            rows.append(
+                f"<tr><td>{esc(what)}</td>{''.join(f'<td class=n>{cell}</td>' for cell in cells)}</tr>"
+            )
+        bodies.append(f"<tbody>{''.join(rows)}</tbody>")
+    head = "".join(f"<th class=n>{esc(name)}</th>" for name in results)
+    return (
+        f'<div class="scroll beside"><table style="min-width: {10 + 7 * len(results)}rem">'
+        f"<thead><tr><th class=what></th>{head}</tr></thead>{''.join(bodies)}</table></div>"
+    )
 
 
 def _charts(results: Results) -> str:

@@ -55,7 +55,7 @@ def curves(lines: Sequence[Mapping[str, float]], chance: Mapping[str, float] | N
         axis.plot([], [], color=SOFT, ls=":", label="chance") if chance else None
         axis.set(xlabel="step", ylabel="top-1 accuracy (%)", xlim=(0, last * 1.03), ylim=(0, 100))
         axis.legend(frameon=False, loc="upper left")
-        figures["accuracy"] = _svg(figure, "Top-1 accuracy on shapes kept out of training, over steps")
+        figures["accuracy"] = _svg(figure, "Top-1 accuracy on the evaluated shapes, over steps")
     return figures
 
 
@@ -83,7 +83,10 @@ def levels(title: str, axis_title: str, series: Mapping[str, Sequence[Point]]) -
     axis.set_xticks(range(len(places)), [_spaced(label) for label in places])
     axis.set(xlabel=axis_title, ylabel="top-1 accuracy (%)", ylim=(0, 102))
     if len(series) > 1:
-        axis.legend(frameon=False, fontsize=11)
+        # Above the axes, where no line can run through it, each row in as much more height (inches).
+        columns = max(1, min(3, int(5.2 / (0.6 + 0.09 * max(map(len, series))))))
+        figure.set_figheight(figure.get_figheight() + 0.23 * -(-len(series) // columns))
+        figure.legend(loc="outside upper left", frameon=False, fontsize=11, ncols=columns)
     return _svg(figure, f"{title}: top-1 accuracy against {axis_title}")
 
 

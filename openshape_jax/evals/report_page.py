@@ -67,8 +67,10 @@ def page(
     data = main.dataset if main else "no data set"
     if evaluated:
         data = ", ".join(evaluated["datasets"])
-    held_out = "Accuracies and pictures are of shapes that were kept out of training." if trained else (
-        "Whether training had seen the shapes is said beside each result.")  # fmt: skip
+    kinds = {summary.kind(r.dataset, config, r.values.get("split", "test")) for r in results if r.values}
+    held_out = "Whether training had seen the shapes is said beside each result."
+    if trained and kinds <= {summary.HELD_OUT, summary.ZERO_SHOT}:
+        held_out = "Accuracies and pictures are of shapes that were kept out of training."
     about = (
         "A neural network that places coloured 3D point clouds in the same space as words. A shape is recognised, or "
         f"found, by comparing its position with that of a name. {held_out}"
@@ -113,7 +115,9 @@ def _percent(share: float) -> str:
 def _results(
     results: Sequence[Result], lines: Sequence[Mapping[str, float]], config: Mapping[str, Any]
 ) -> str:
-    panels = "".join(_panel(r, summary.kind(r.dataset, config)) for r in results if r.values)
+    panels = "".join(
+        _panel(r, summary.kind(r.dataset, config, r.values.get("split", "test"))) for r in results if r.values
+    )
     problems = "".join(_missing(f"{r.name}: {r.problem}") for r in results if r.problem)
     if not panels:
         panels = _missing("No evaluation has been written yet; let the run finish.")
@@ -202,7 +206,7 @@ def _training(
     captions = {
         "loss": "Contrastive loss on the training batches: how well each shape is told apart from the others' "
         "words. Lower is better; it is measured under augmentation.",
-        "accuracy": "Top-1 accuracy on the held-out shapes while the model was trained.",
+        "accuracy": "Top-1 accuracy on the evaluated shapes while the model was trained.",
     }
     figure = "".join(
         f"<figure>{svg}<figcaption>{captions[k]}</figcaption></figure>" for k, svg in drawn.items()
@@ -322,10 +326,10 @@ def _map(e: Embedded, shapes: Shapes) -> str:
     if method == "PCA":
         what = "The method keeps the two directions of largest spread, so groups may overlap here that are apart."
     return (
-        f"<p>Every held-out shape has a position in {dims} dimensions; here they are flattened to two by "
+        f"<p>Every evaluated shape has a position in {dims} dimensions; here they are flattened to two by "
         f"{method.replace('-', '&#8209;')}. "
         f"Shapes that the model finds alike lie together. {what}</p>"
-        f'<figure><div class="scroll">{picture}</div>{legend}<figcaption>{len(rows):,} held-out shapes; classes with '
+        f'<figure><div class="scroll">{picture}</div>{legend}<figcaption>{len(rows):,} shapes; classes with '
         "more than one shape have a colour and a form. Point at a marker for its name.</figcaption></figure>"
     )
 
@@ -344,7 +348,11 @@ def _search(e: Embedded, choice: Choice, shapes: Shapes) -> str:
     words = []
     for word, cosine, order in choice.by_word:
         c = e.class_names.index(word) if word in e.class_names else None
-        hint = f"{counts[c]} held-out shapes" if c is not None else "a wider word, no shape's label"
+        hint = (
+            f"{counts[c]} shape{'s' if counts[c] != 1 else ''}"
+            if c is not None
+            else "a wider word, no shape's label"
+        )
         good = None if c is None else [e.label[i] == c for i in order]
         words.append(_row(f"“{esc(word)}”<small>{hint}</small>", order, good, cosine, e, shapes))
     like = []
@@ -358,7 +366,7 @@ def _search(e: Embedded, choice: Choice, shapes: Shapes) -> str:
         good = [e.label[i] == e.label[query] for i in order]
         like.append(_row(head, order, good, cosine, e, shapes))
     return (
-        "<p>The same positions search a collection: by a word, or by a shape. The most similar held-out shapes come "
+        "<p>The same positions search a collection: by a word, or by a shape. The most similar evaluated shapes come "
         "first; ✓ marks those of the class that was asked for, and the number is the cosine. "
         f"For {hits} of {len(present)} class names the first shape found is of that class"
         + (

@@ -163,12 +163,13 @@ def _evaluate(
     ]
     first = draws[0]
     tasks = [t for t in evaluator.tasks(first.uids, first.labels, model.text_proj) if len(t.rows)]
+    turns = int(model.metadata["views"])
     section: dict[str, Any] = {
         "split": config.split,
         "num_shapes": len(first.uids),
         "protocol": f"{evaluator.points_of_a_shape():,} points a shape, drawn and ordered by seed, "
         f"{'without colour' if config.gray else 'with colour as stored'}; "
-        f"{model.metadata['views']} heading(s); "
+        f"{turns} heading{'' if turns == 1 else 's'}; "
         f"vectors of the class names of the {tasks[0].class_vectors}",
     }
     written = []

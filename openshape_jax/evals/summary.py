@@ -10,6 +10,7 @@ from typing import Any
 from openshape_jax.evals.intervals import Mean
 
 HELD_OUT = "held-out models, classes by their text vectors (true names seen in training)"
+TRAINED = "the split that training used: tells what was memorised, not what holds for other shapes"
 ZERO_SHOT = "zero-shot, a data set that training did not use"
 SEEN = "training may have seen these shapes (data.split=train_no_lvis leaves them out)"
 # The ensemble's Objaverse holds the shapes of Objaverse-LVIS, but for these splits.
@@ -17,21 +18,22 @@ WITH_LVIS = ("openshape_ensemble", "openshape_ensemble/all", "openshape_ensemble
 WITHOUT_LVIS = ("train_no_lvis", "train_shapenet_only")
 
 
-def kind(dataset: str, config: Mapping[str, Any]) -> str:
-    """What accuracies on a data set are, for a run of `config`; configs of one data set share its names."""
+def kind(dataset: str, config: Mapping[str, Any], split: str = "test") -> str:
+    """What accuracies on a data set's split are, for a run of `config`; a set's configs share its names."""
     data = config.get("data") or {}
     trained = data.get("datasets", [])
-    if _base(dataset) in map(_base, trained):
-        return HELD_OUT
     splits = data.get("splits") or [data.get("split", "train")] * len(trained)
+    same = [used for name, used in zip(trained, splits, strict=True) if _base(name) == _base(dataset)]
+    if same:
+        return TRAINED if split.partition("[")[0] in [used.partition("[")[0] for used in same] else HELD_OUT
     used = [name for name, split in zip(trained, splits, strict=True) if split not in WITHOUT_LVIS]
     return SEEN if _base(dataset) == "objaverse_lvis" and set(used) & set(WITH_LVIS) else ZERO_SHOT
 
 
 def _base(dataset: str) -> str:
-    """The data set's name without its config; every mesh_folder/NAME is a data set of its own."""
+    """The data set's name without its config; every mesh_folder/NAME or targets/NAME is one of its own."""
     base = str(dataset).partition("/")[0]
-    return str(dataset) if base == "mesh_folder" else base
+    return str(dataset) if base in ("mesh_folder", "targets") else base
 
 
 def table(workdir: str | Path) -> str:
@@ -43,7 +45,8 @@ def table(workdir: str | Path) -> str:
         cells = [f"{r[k]:7.1%}" for k in ("top1", "top3", "top5", "mean_class")]
         counts = f"{r.get('split', ''):<8}{r['num_shapes']:>8}{r['num_classes']:>9}"
         lines.append(f"{path.stem:<24}{counts}  {'  '.join(cells)}")
-        kinds[r["dataset"]] = kind(r["dataset"], json.loads((workdir / "config.json").read_text()))
+        config = json.loads((workdir / "config.json").read_text())
+        kinds[r["dataset"]] = kind(r["dataset"], config, r.get("split", "test"))
     if not lines:
         return f"run directory: {workdir}"
     head = f"{'evaluation':<24}{'split':<8}{'shapes':>8}{'classes':>9}    top-1    top-3    top-5  mean class"

@@ -94,15 +94,18 @@ def by_blip(name: str) -> Captioner:
     return caption
 
 
-def by_file(path: Path, uids: Sequence[str]) -> Captioner:
+def by_file(path: Path, uids: Sequence[str], where: str) -> Captioner:
     """A captioner that looks captions up in a CSV or JSON file, as mesh_folder takes it (file, caption, ...).
+
+    Args:
+      where: the folder or data set of the shapes, for messages.
 
     Raises:
       ValueError: another form, an unknown column or shape; lists them with their lines.
     """
     from tfds_builders.mesh_folder import captions
 
-    said = captions.read(path, uids, path.parent)
+    said = captions.read(path, uids, Path(where))
 
     def caption(uid: str, images: Sequence[Image.Image]) -> Captions:
         del images
@@ -118,6 +121,7 @@ def caption(
     settings: dict[str, Any],
     views: Sequence[int],
     parallel: int = 1,
+    again_empty: bool = False,
 ) -> None:
     """Writes FOLDER/captions.jsonl: {"uid", "texts", ...} of every shape that has pictures.
 
@@ -126,6 +130,7 @@ def caption(
       settings: what decides what it says: model, prompt.
       views: numbers of the pictures that it is shown.
       parallel: shapes that are captioned at once, by threads.
+      again_empty: caption again what got no usable caption.
 
     Raises:
       FileNotFoundError: render has not run. EndpointError: the endpoint fails for good; what is done is kept.
@@ -136,7 +141,11 @@ def caption(
         keys = {key_of(item, made_by): item for item in shown}
         work.start(folder, "caption", made_by)
         with work.Journal(folder / FILE) as journal:
-            todo = {key: item for key, item in keys.items() if key not in journal.kept}
+            todo = {
+                key: item
+                for key, item in keys.items()
+                if key not in journal.kept or (again_empty and not journal.kept[key]["texts"])
+            }
             done = len(keys) - len(todo)
             if todo:
                 captioner = make()
@@ -157,7 +166,10 @@ def caption(
         "were there)"
     )
     if empty:
-        print(f"  {len(empty)} shapes have none, first {empty[0]}")
+        why = ""
+        if made_by.get("captioner") != "file":
+            why = f": what was said was empty or longer than {LONGEST} characters; --again-empty asks again"
+        print(f"  {len(empty)} shapes have none, first {empty[0]}{why}")
 
 
 def key_of(item: Drawn, made_by: dict[str, Any]) -> str:

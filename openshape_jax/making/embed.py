@@ -71,14 +71,17 @@ def embed(
     if without:
         print(f"  {len(without)} shapes have no text, only pictures, first {without[0]}")
     dataset = f"targets/{name}"
-    _remove_outdated(dataset, data_dir, folder, ready.digest_of(shown, made, about))
-    built = build.build(dataset, data_dir, build.Options(source=str(folder), jobs=jobs))
+    built = _still_right(dataset, data_dir, folder, ready.digest_of(shown, made, about))
+    if built is None:
+        built = build.build(dataset, data_dir, build.Options(source=str(folder), jobs=jobs))
+    else:
+        print(f"{dataset}: nothing has changed since {built} was built.")
     print(f"train on it: --config.data.datasets=\"('{dataset}',)\" --config.model.embed_dim={about['width']}")
     return built
 
 
-def _remove_outdated(dataset: str, data_dir: str, folder: Path, digest: str) -> None:
-    """Deletes the data set where it was built from this folder when that held something else.
+def _still_right(dataset: str, data_dir: str, folder: Path, digest: str) -> Path | None:
+    """The data set's folder where it was built of just this; deletes what this folder's older content made.
 
     Raises:
       ValueError: it was built from another folder.
@@ -86,13 +89,15 @@ def _remove_outdated(dataset: str, data_dir: str, folder: Path, digest: str) -> 
     try:
         built = sources.find(dataset, data_dir)
     except sources.DatasetMissing:
-        return
+        return None
     metadata = work.read_json(built / "metadata.json") or {}
     if metadata.get("work") != str(folder.resolve()):
         raise ValueError(
             f"{built} was built from {metadata.get('work', 'something else')}, not from {folder}: take "
             "another --name, or delete it."
         )
-    if metadata.get("made") != digest:
-        print(f"{built} was built before something changed: building it again.")
-        shutil.rmtree(built)
+    if metadata.get("made") == digest:
+        return Path(built)
+    print(f"{built} was built before something changed: building it again.")
+    shutil.rmtree(built)
+    return None

@@ -63,7 +63,7 @@ class Endpoint:
                 f"the endpoint is {self.url!r}; give its base URL, e.g. http://localhost:8000/v1."
             )
         if not self.model:
-            raise ValueError("the endpoint needs the model's name there: --model NAME.")
+            raise ValueError(f"the endpoint {self.url} needs the model's name there: --model NAME.")
         if self.attempts < 1 or not self.timeout > 0:
             raise ValueError(
                 f"attempts is {self.attempts} and timeout {self.timeout}; they must be at least 1 and above "

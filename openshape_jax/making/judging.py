@@ -26,7 +26,9 @@ class Verdict(NamedTuple):
     """What was found of a text."""
 
     verdict: str  # KEEP, REJECT or UNKNOWN: the model never answered as asked
-    reason: str = ""  # of a reject: one of rules.REASONS, or the model's own word
+    reason: str = (
+        ""  # of a reject: one of rules.REASONS, or the model's own word; else what was wrong with its answers
+    )
     by: str = "rules"  # or the model's name
 
 
@@ -102,6 +104,8 @@ def judge_batch(
         left = [place for number, place in enumerate(left) if number not in found]
         if not left:
             break
+    for place in left:
+        verdicts[place] = verdicts[place]._replace(reason=complaint[:200])
     return verdicts
 
 

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +14,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from openshape_jax.data import workers
 from openshape_jax.geometry_io import RawPoints
 from openshape_jax.making import cameras, clouds, shapes, tracing, work
 from openshape_jax.making.shapes import Shape, Source
@@ -133,33 +131,16 @@ def in_processes(
         return
     left = {job.shape.uid: job for job in todo}
     try:
-        for job, error in _pooled(todo, jobs, make):
+        for job, error in workers.in_processes(make, todo, jobs):
             del left[job.shape.uid]
             yield job, error
     except BrokenProcessPool:
         # One took its process with it, most likely for memory: alone, each shows whether it is the one.
         for job in left.values():
             try:
-                yield from _pooled([job], 1, make)
+                yield from workers.in_processes(make, [job], 1)
             except BrokenProcessPool:
                 yield job, "the process that drew it died; is it too large for this machine's memory?"
-
-
-def _pooled(todo: Sequence[Job], jobs: int, make: Callable[[Job], str]) -> Iterator[tuple[Job, str]]:
-    context, workers = get_context("spawn"), min(jobs, len(todo))
-    with ProcessPoolExecutor(workers, context, initializer=_leave_interrupts) as pool:
-        futures = {pool.submit(make, job): job for job in todo}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-
-
-def _leave_interrupts() -> None:
-    """Leaves Ctrl-C, which a terminal sends to workers too, to the process that started this one."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def draw(job: Job) -> str:

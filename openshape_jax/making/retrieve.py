@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -167,19 +167,14 @@ def retrieve(
         keys = {key_of(item, settings, own): item for item in shown}
         index = index_of(bank, int(about["width"]))
         with work.Journal(folder / FILE) as journal:
-            todo = [(key, item) for key, item in keys.items() if key not in journal.kept]
+            todo = {key: item for key, item in keys.items() if key not in journal.kept}
             done = len(keys) - len(todo)
             with tqdm(total=len(keys), initial=done, unit="shape", desc="retrieve") as bar:
-                for first in range(0, len(todo), QUERIES):
-                    part = todo[first : first + QUERIES]
-                    queries = np.stack([_query(folder, item, about) for _, item in part])
-                    cosines, rows = index.search(queries, min(SPARE * count + 16, len(bank.texts)))
-                    for (key, item), near, places in zip(part, cosines, rows, strict=True):
-                        found = [(bank.texts[row], float(c)) for c, row in zip(near, places, strict=True)]
-                        picked = pick(found, own[item.shape.uid], count, least)
-                        rounded = [[text, round(cosine, 4)] for text, cosine in picked]
-                        journal.add({"key": key, "uid": item.shape.uid, "texts": rounded})
-                        bar.update()
+                for key, near in _nearest(folder, todo, about, bank, index, SPARE * count + 16):
+                    uid = todo[key].shape.uid
+                    picked = [[text, round(c, 4)] for text, c in pick(near, own[uid], count, least)]
+                    journal.add({"key": key, "uid": uid, "texts": picked})
+                    bar.update()
             kept = [journal.kept[key] for key in keys]
         work.write_lines(folder / FILE, kept)
         total = sum(len(line["texts"]) for line in kept)
@@ -192,7 +187,23 @@ def retrieve(
         )
     print(f"retrieve: {total} texts for {len(kept)} shapes in {folder / FILE} ({done} were there)")
     if without:
-        print(f"  {without} shapes got none: nothing in the bank is near enough (--min-similarity {least:g})")
+        print(
+            f"  {without} shapes got none: nothing in the bank is near enough (--min-similarity {least:g}) "
+            "and says something new of them"
+        )
+
+
+def _nearest(
+    folder: Path, todo: Mapping[str, Drawn], about: Mapping[str, Any], bank: Bank, index: Any, count: int
+) -> Iterator[tuple[str, list[tuple[str, float]]]]:
+    """(key, (text, cosine) of the `count` nearest pictures of the bank, the nearest first) of each shape."""
+    keys = list(todo)
+    for first in range(0, len(keys), QUERIES):
+        part = keys[first : first + QUERIES]
+        queries = np.stack([_query(folder, todo[key], about) for key in part])
+        cosines, rows = index.search(queries, min(count, len(bank.texts)))
+        for key, near, places in zip(part, cosines, rows, strict=True):
+            yield key, [(bank.texts[row], float(c)) for c, row in zip(near, places, strict=True)]
 
 
 def _own(folder: Path, every: Sequence[Shape]) -> dict[str, list[str]]:

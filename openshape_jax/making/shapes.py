@@ -73,7 +73,7 @@ class Shape(NamedTuple):
 
 
 def open_source(folder: Path, asked: Source | None) -> Source:
-    """The source of a work folder: the one asked for, noted there, or the one that was noted.
+    """The source of a work folder: the one asked for, or the one that was noted there (`note_source`).
 
     Raises:
       ValueError: none was ever given, or the folder belongs to another.
@@ -93,9 +93,14 @@ def open_source(folder: Path, asked: Source | None) -> Source:
         raise ValueError(
             f"{folder} belongs to other shapes ({other}): take another --work, or delete {path}."
         )
-    if noted is None:
-        work.write_json(path, full)
     return Source(**full)
+
+
+def note_source(folder: Path, source: Source) -> None:
+    """Notes the source in the work folder, which is made where it is not there, for the stages to come."""
+    if not (folder / "source.json").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        work.write_json(folder / "source.json", asdict(source))
 
 
 def read(source: Source) -> list[Shape]:

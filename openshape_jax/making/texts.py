@@ -75,6 +75,11 @@ def choose(
     turned_down = [line for line in lines if line["verdict"] == REJECT]
     for line in turned_down[:EXAMPLES]:
         print(f"  {line['reason']}: {line['text'][:60]!r}")
+    for line in [line for line in lines if line["verdict"] == UNKNOWN][:1]:
+        print(
+            f"  unknown, e.g. {line['text'][:60]!r}: the answers of {line['by']} were of no use "
+            f"({line['reason']}); --again-unknown asks again"
+        )
 
 
 def chosen(folder: Path, every: Sequence[Shape]) -> dict[str, list[tuple[Said, bool]]]:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
-from openshape_jax.data import schema, vocabulary
+from openshape_jax.data import schema, vocabulary, workers
 from tfds_builders.primitives import shapes
 
 TEXT_DIM = 512
@@ -99,7 +97,7 @@ class Primitives(tfds.core.GeneratorBasedBuilder):
         if len(chunks) <= 4:  # starting workers would take longer than the work
             made = [records(chunk, points) for chunk in chunks]
         else:
-            with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+            with workers.pool() as pool:
                 made = list(pool.map(records, chunks, [points] * len(chunks)))
         for chunk, batch in zip(chunks, made, strict=True):
             yield from zip(chunk, batch, strict=True)

@@ -225,17 +225,11 @@ def load_all(entries: list[Entry], num_points: int, workers: int) -> Iterator[Sh
         yield from (load(entry, num_points) for entry in entries)
         return
     import collections
-    import multiprocessing
-    import signal
-    from concurrent.futures import ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
 
-    pool = ProcessPoolExecutor(
-        workers,
-        mp_context=multiprocessing.get_context("spawn"),  # fork would copy threads of other libraries
-        initializer=signal.signal,
-        initargs=(signal.SIGINT, signal.SIG_IGN),  # Ctrl-C is the parent's business
-    )
+    from openshape_jax.data.workers import pool as start
+
+    pool = start(workers)
     waiting: collections.deque = collections.deque()
     done = 0
     try:
