@@ -83,6 +83,7 @@ def render(args: argparse.Namespace) -> None:
 
 def caption(args: argparse.Namespace) -> None:
     """Captions what has no caption. Raises as `making.captions.caption`."""
+    from openshape_jax.data import files
     from openshape_jax.making import cameras, captions
 
     folder, _, every = _open(args)
@@ -93,7 +94,7 @@ def caption(args: argparse.Namespace) -> None:
     if args.captions_from:
         path = Path(args.captions_from).expanduser()
         uids = [shape.uid for shape in every]
-        settings = {"captioner": "file", "file": str(path), "digest": flags.digest_of_file(path)}
+        settings = {"captioner": "file", "file": str(path), "digest": files.digest_of_file(path)}
         captions.caption(folder, every, lambda: captions.by_file(path, uids), settings, views)
         return
     if args.blip:
