@@ -14,7 +14,7 @@ quickstart: $(VENV)/.quickstart
 	  --workdir=runs/quickstart$${variant:+-$$variant}
 
 test: $(VENV)/.test lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

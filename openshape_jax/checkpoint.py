@@ -21,6 +21,7 @@ import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 
 from openshape_jax.config import Config, ConfigError, difference, to_dict
+from openshape_jax.data import files
 from openshape_jax.state import TrainState, evaluated
 
 # Fields that say where a run computes and not what: any checkpoint goes on under other values.
@@ -374,9 +375,7 @@ def claim_workdir(workdir: Path, config: Config) -> None:
     if path.exists() and path.read_text() != new:
         number = len(list(workdir.glob("config.json.before-*"))) + 1
         path.replace(workdir / f"config.json.before-{number}")
-    fresh = workdir / "config.json.new"
-    fresh.write_text(new)
-    fresh.replace(path)
+    files.write(path, new)
 
 
 def _described(config: Config) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from openshape_jax.data import files
+
 
 class Writer:
     """Appends one line per call to WORKDIR/metrics.jsonl and the same scalars to TensorBoard.
@@ -26,9 +28,7 @@ class Writer:
         self._path = workdir / "metrics.jsonl"
         if self._path.exists():
             kept = [line for line in self._path.read_text().splitlines() if _step_of(line) <= first_step]
-            fresh = self._path.with_suffix(".new")
-            fresh.write_text("".join(line + "\n" for line in kept))
-            fresh.replace(self._path)
+            files.write(self._path, "".join(line + "\n" for line in kept))
         self._file = self._path.open("a")
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
 

@@ -8,19 +8,31 @@ import tempfile
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
-# What one test compiles, no other compiles again, nor a command that it starts.
+# Compiling is most of the suite's time. What one test compiles, no other test, worker or command that it
+# starts compiles again: all share a cache of this run of pytest alone, of all that takes longer than its
+# entry's writing. Nothing else differs from what users run, but for `compiled_quickly` below, where asked.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="openshape_jax_tests_")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from openshape_jax.config import ModelConfig
+from tests.small_run import quickly, small
 
 FIXTURE = Path(__file__).parent / "fixtures" / "openshape_pointbert_tiny.npz"
+# Longest first, so that the workers end together.
+LONG = ("train", "sharding", "recipe", "losses", "pointbert", "report", "encoder_kernels", "notebook")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {f"test_{name}.py": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.name, len(LONG)))
 
 
 @pytest.fixture(autouse=True)
@@ -55,3 +67,19 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
         main.main(["data", "build", "primitives/tiny", "--data_dir", folder])
     assert not done.value.code
     return folder
+
+
+@pytest.fixture
+def compiled_quickly() -> Iterator[None]:
+    """`small_run.quickly` around a test."""
+    with quickly():
+        yield
+
+
+@pytest.fixture(scope="session")
+def trained(data_dir: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The uninterrupted run of `small_run.small`, compiled quickly; copy it to change it."""
+    from openshape_jax import train
+
+    with quickly():
+        return train.run(small(data_dir), tmp_path_factory.mktemp("trained") / "run")

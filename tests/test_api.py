@@ -9,8 +9,7 @@ import pytest
 import trimesh
 
 import openshape_jax
-from openshape_jax import checkpoint, train
-from openshape_jax import config as config_lib
+from openshape_jax import checkpoint
 from openshape_jax.cli import main as cli
 from openshape_jax.cli.eval import read_npz
 
@@ -19,10 +18,8 @@ LABELS = ["chair", "table", "lamp"]
 
 
 @pytest.fixture(scope="module")
-def run(data_dir, tmp_path_factory) -> Path:
-    overrides = [f"data.data_dir={data_dir}", "steps=4", "batch_size=8", "model.depth=1", "eval.report=false"]
-    config = config_lib.load(str(ROOT / "configs/quickstart.py:smoke"), overrides)
-    return train.run(config, tmp_path_factory.mktemp("api") / "run")
+def run(trained) -> Path:
+    return trained
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +106,7 @@ def test_bad_arguments_are_named(model):
 def test_metadata_travels(model):
     assert model.metadata["trained_on"] == ["primitives/tiny"]
     assert model.metadata["up"] == "z"
-    assert model.step == 4
+    assert model.step == 8
 
 
 def test_load_refuses_an_empty_folder(tmp_path):

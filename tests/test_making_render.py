@@ -8,6 +8,7 @@ import pytest
 import trimesh
 from PIL import Image
 
+from openshape_jax.data import files
 from openshape_jax.geometry_io import RawPoints
 from openshape_jax.making import cameras, clouds, pictures, shapes, tracing, work
 from openshape_jax.making.cameras import CAMERAS, Camera
@@ -231,7 +232,7 @@ def test_a_killed_stage_goes_on_and_ends_alike(folder, tmp_path, monkeypatch, ca
     def dies(job):
         calls.append(job.shape.uid)
         if len(calls) == 4:
-            unfinished = job.folder.with_name(job.folder.name + work.TEMPORARY)
+            unfinished = job.folder.with_name(job.folder.name + files.TEMPORARY)
             unfinished.mkdir()
             (unfinished / "00.png").write_bytes(b"half")
             raise KeyboardInterrupt

@@ -283,7 +283,7 @@ def test_an_interrupted_embedding_goes_on(copy, made, tmp_path, monkeypatch, cap
     monkeypatch.setattr(features, "GROUP", 3)
     monkeypatch.setattr(features, "PART", 10)
     saved = []
-    write = work.write
+    write = features.files.write
 
     def stops(path, save):
         write(path, save)
@@ -292,7 +292,7 @@ def test_an_interrupted_embedding_goes_on(copy, made, tmp_path, monkeypatch, cap
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(features.work, "write", stops)
+        patch.setattr(features.files, "write", stops)
         assert embed(copy, tmp_path) == 130
         assert "the same command goes on" in capsys.readouterr().err
         assert embed(copy, tmp_path) == 130

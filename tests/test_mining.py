@@ -10,7 +10,7 @@ import pytest
 from openshape_jax import checkpoint, state, train
 from openshape_jax import config as config_lib
 from openshape_jax.cli import main, mine
-from openshape_jax.data import mining, pipeline, sources
+from openshape_jax.data import files, mining, pipeline, sources
 
 ROOT = Path(__file__).parent.parent
 DATA = "primitives/tiny"
@@ -94,7 +94,7 @@ def test_the_file_holds_the_nearest_by_the_models_embeddings(file, model, data_d
 def test_an_interrupted_run_goes_on_and_ends_identical(
     file, model, data_dir, tmp_path, monkeypatch, capsys, writes
 ):
-    out, real, left = tmp_path / "cut.npz", mine._write, [writes]
+    out, real, left = tmp_path / "cut.npz", files.write, [writes]
 
     def interrupted(path, save):
         if left[0] == 0:
@@ -102,7 +102,7 @@ def test_an_interrupted_run_goes_on_and_ends_identical(
         left[0] -= 1
         real(path, save)
 
-    monkeypatch.setattr(mine, "_write", interrupted)
+    monkeypatch.setattr(files, "write", interrupted)
     assert mined(model, data_dir, out) == 130
     assert "the same command goes on" in capsys.readouterr().err
     work = tmp_path / "cut.npz.partial"
@@ -114,7 +114,7 @@ def test_an_interrupted_run_goes_on_and_ends_identical(
         assert path not in kept
         real(path, save)
 
-    monkeypatch.setattr(mine, "_write", watched)
+    monkeypatch.setattr(files, "write", watched)
     assert not mined(model, data_dir, out)
     assert out.read_bytes() == file.read_bytes()
     assert [p.name for p in tmp_path.iterdir()] == ["cut.npz"]

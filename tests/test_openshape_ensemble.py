@@ -291,7 +291,9 @@ def test_without_meta_data_it_says_what_is_missing(tmp_path, capsys):
         layout.read(str(source), ())
 
 
-def test_a_training_with_the_released_neighbours_says_which_clip_it_aims_at(whole, tmp_path):
+def test_a_training_with_the_released_neighbours_says_which_clip_it_aims_at(
+    whole, compiled_quickly, tmp_path
+):
     from openshape_jax import checkpoint, train
     from openshape_jax import config as config_lib
 
@@ -303,7 +305,7 @@ def test_a_training_with_the_released_neighbours_says_which_clip_it_aims_at(whol
         f"data.data_dir={data_dir}", "data.datasets=openshape_ensemble", "data.text_sources=", "steps=2",
         "data.class_text_share=0", "data.num_points=48", "batch_size=8", "model.depth=1", "log_every=1",
         "model.embed_dim=1280", "eval.datasets=", f"data.hard_negatives={tmp_path}/point_feat_knn.npy",
-        "data.group_size=4", "loss.class_aware=false",
+        "data.group_size=4", "loss.class_aware=false", "augment.enabled=false", "optim.name=adamw",
     )  # fmt: skip
     config = config_lib.load(str(ROOT / "configs/quickstart.py:smoke"), settings)
     workdir = train.run(config, tmp_path / "run")

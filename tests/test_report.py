@@ -9,22 +9,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from openshape_jax import config as config_lib
 from openshape_jax import render, train
 from openshape_jax.cli import main as cli
 from openshape_jax.data import sources
 from openshape_jax.evals import report, report_about, report_figures, summary
+from tests.small_run import quickly, small
 
-ROOT = Path(__file__).parent.parent
 SECTIONS = ("Results", "Training", "Gallery", "Confusions", "Map", "Search", "Configuration", "Attribution")
 VOID = {"meta", "link", "img", "br"}
 
 
 @pytest.fixture(scope="module")
-def run(data_dir, tmp_path_factory) -> Path:
-    overrides = [f"data.data_dir={data_dir}", "steps=4", "batch_size=8", "log_every=1", "model.depth=1"]
-    config = config_lib.load(str(ROOT / "configs/quickstart.py:smoke"), overrides)
-    return train.run(config, tmp_path_factory.mktemp("report") / "<run>")
+def run(data_dir, trained, tmp_path_factory) -> Path:
+    """The end of a training, which evaluates and writes the report."""
+    workdir = Path(shutil.copytree(trained, tmp_path_factory.mktemp("report") / "<run>"))
+    shutil.rmtree(workdir / "eval")
+    (workdir / "config.json").unlink()
+    with quickly():
+        return train.run(small(data_dir, "eval.report=true"), workdir)
 
 
 @pytest.fixture
@@ -131,7 +133,7 @@ def test_training_writes_the_report_with_every_section(run):
     assert "All 1,203 names of LVIS" in text
     assert "CC0-1.0" in text
     assert "optim.learning_rate" in text
-    assert ">32</b><span>shapes seen" in text  # 4 steps of 8
+    assert ">64</b><span>shapes seen" in text  # 8 steps of 8
     assert "The 249 synthetic shapes of <code>primitives/tiny</code> are this package's own" in text
     assert "with thanks" not in text
     assert 'class="missing"' not in text
@@ -179,7 +181,7 @@ def test_a_lost_data_set_and_missing_results_are_said(copy, tmp_path, data_dir):
     text = rewritten(copy, data_dir)
     assert text.count("No evaluation has been written yet") == 5
     assert "metrics.jsonl has no line yet" in text
-    assert "stopped at step 0 of 4" in text
+    assert "stopped at step 0 of 8" in text
     Tags(text)
 
 

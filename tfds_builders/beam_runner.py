@@ -7,7 +7,6 @@ shard's plan and what became of it lie in a folder that all workers reach, the d
 from __future__ import annotations
 
 import contextlib
-import os
 import pickle
 import shutil
 import tempfile
@@ -16,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from openshape_jax.data import files
 from tfds_builders.sharded import Shard, Written, write_shard
 
 POLL_SECONDS = 2.0
@@ -202,10 +202,8 @@ class _Exchange:
     def _fetch(self, name: str, folder: str) -> None:
         from apache_beam.io.filesystems import FileSystems
 
-        unfinished = Path(folder, f"{name}.tmp")
-        with FileSystems.open(f"{self._url}/{name}") as source, unfinished.open("wb") as target:
+        with FileSystems.open(f"{self._url}/{name}") as source, files.new_file(Path(folder, name)) as target:
             shutil.copyfileobj(source, target, 1 << 22)
-        os.replace(unfinished, Path(folder, name))
 
     def clear(self) -> None:
         """Deletes the files there."""

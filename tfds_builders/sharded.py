@@ -90,9 +90,7 @@ def write_shard(shard: Shard) -> Written:
                 writer.close()
         written = written._replace(num_bytes=size)
         os.replace(unfinished, path)
-        sidecar = path.with_suffix(f".{attempt}.json.tmp")
-        sidecar.write_text(json.dumps(written._asdict()), encoding="utf-8")
-        os.replace(sidecar, path.with_suffix(".json"))
+        files.write(path.with_suffix(".json"), json.dumps(written._asdict()))
     finally:
         unfinished.unlink(missing_ok=True)
     return written

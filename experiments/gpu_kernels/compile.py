@@ -4,7 +4,7 @@
     PYTHONPATH=. python experiments/gpu_kernels/compile.py [--scaling 4] [--batch 256]
 
 The compiler's figure for memory and the calls of each pass; then for each Pallas kernel the registers of a
-thread, the bytes that spill out of them, and instructions of Hopper's matrix units (wgmma) and of older (mma).
+thread, the bytes that spill out of them, and instructions of Hopper's matrix units (wgmma) and older (mma).
 """
 
 from __future__ import annotations

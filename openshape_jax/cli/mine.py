@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 import functools
-import hashlib
 import json
-import os
 import shutil
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,7 +70,7 @@ def mine(args: argparse.Namespace, out: Path) -> None:
     import jax
 
     from openshape_jax import api, runtime, sharding
-    from openshape_jax.data import mining, sources
+    from openshape_jax.data import files, mining, sources
     from openshape_jax.version import __version__
 
     records, _ = sources.open_split(args.data, args.split, args.data_dir)
@@ -95,15 +93,15 @@ def mine(args: argparse.Namespace, out: Path) -> None:
     weights, metadata, step = api.read(args.checkpoint)
     uids = sources.uids(records)
     embedded = {
-        "weights": _digest_of(weights),
+        "weights": files.digest_of_arrays(weights),
         "metadata": {k: metadata.get(k) for k in ("model", "num_points", "views", "up", "mirrored")},
-        "data": [args.data, args.split, len(uids), records.num_bytes, _digest("\n".join(uids))],
+        "data": [args.data, args.split, len(uids), records.num_bytes, files.digest("\n".join(uids))],
     }
     described = json.dumps(embedded, sort_keys=True)
-    job = _digest(json.dumps([described, args.k, args.precision]))
+    job = files.digest(json.dumps([described, args.k, args.precision]))
     if _is_done(out, job):
         return
-    work = _prepare(out, {"embeddings": _digest(described), "job": job})
+    work = _prepare(out, {"embeddings": files.digest(described), "job": job})
     model = api.Model(weights, metadata, step)
     emb = _embed(model, mesh, records, batch, work)
     index, similarity = _compare(emb, len(uids), args.k, args.precision, mesh, work)
@@ -153,6 +151,8 @@ def _work(out: Path) -> Path:
 
 def _prepare(out: Path, job: dict[str, str]) -> Path:
     """The folder of what is done, without what an interrupted run of another job left in it."""
+    from openshape_jax.data import files
+
     work, described = _work(out), _work(out) / "job.json"
     try:
         old = json.loads(described.read_text())
@@ -167,7 +167,7 @@ def _prepare(out: Path, job: dict[str, str]) -> Path:
         kept = old == job or (path.name.startswith("emb-") and old.get("embeddings") == job["embeddings"])
         if path.suffix == ".tmp" or (path != described and not kept):
             path.unlink()
-    _write(described, lambda file: file.write(json.dumps(job).encode()))
+    files.write(described, json.dumps(job))
     return work
 
 
@@ -176,6 +176,7 @@ def _embed(model: Any, mesh: Any, records: Any, batch: int, work: Path) -> np.nd
     import numpy as np
     from tqdm import tqdm
 
+    from openshape_jax.data import files
     from openshape_jax.ops import knn
 
     n = len(records)
@@ -204,7 +205,7 @@ def _embed(model: Any, mesh: Any, records: Any, batch: int, work: Path) -> np.nd
             bar.update(last - first)
             block = first // EMBEDDED * EMBEDDED
             if last == min(block + EMBEDDED, n):
-                _write(paths[block], functools.partial(np.save, arr=emb[block:last]))
+                files.write(paths[block], functools.partial(np.save, arr=emb[block:last]))
     return emb
 
 
@@ -241,6 +242,7 @@ def _compare(
     from tqdm import tqdm
 
     from openshape_jax import sharding
+    from openshape_jax.data import files
     from openshape_jax.ops import knn
 
     local = min(CPU_QUERIES if jax.default_backend() == "cpu" else ROWS, -(-n // mesh.size))
@@ -276,37 +278,10 @@ def _compare(
                 found.append((np.asarray(index)[:keep], np.asarray(sims)[:keep].astype(np.float16)))
                 bar.update(keep)
             index, sims = (np.concatenate(part) for part in zip(*found, strict=True))
-            _write(paths[first], functools.partial(np.savez, index=index, similarity=sims))
+            files.write(paths[first], functools.partial(np.savez, index=index, similarity=sims))
     parts = []
     for path in paths.values():
         with np.load(path, allow_pickle=False) as file:
             parts.append((file["index"], file["similarity"]))
     index, similarity = (np.concatenate(part) for part in zip(*parts, strict=True))
     return index, similarity
-
-
-def _write(path: Path, save: Callable[[Any], Any]) -> None:
-    """Writes `path` with a function of the open file, whole or not at all."""
-    unfinished = path.with_name(f"{path.stem}.{os.getpid()}.tmp")
-    try:
-        with unfinished.open("wb") as file:
-            save(file)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def _digest_of(weights: Any) -> str:
-    """Of the values of all arrays, with their names."""
-    import jax
-    import numpy as np
-
-    digest = hashlib.blake2b(digest_size=16)
-    for path, value in jax.tree_util.tree_flatten_with_path(weights)[0]:
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.ascontiguousarray(value).tobytes())
-    return digest.hexdigest()

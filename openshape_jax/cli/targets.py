@@ -92,6 +92,7 @@ def render(args: argparse.Namespace, opened: Opened) -> Callable[[], None]:
 
 def caption(args: argparse.Namespace, opened: Opened) -> Callable[[], None]:
     """Captions what has no caption. Raises as `making.captions.caption`."""
+    from openshape_jax.data import files
     from openshape_jax.making import cameras, captions
 
     folder, source, every = opened
@@ -102,7 +103,7 @@ def caption(args: argparse.Namespace, opened: Opened) -> Callable[[], None]:
     if args.captions_from:
         path = Path(args.captions_from).expanduser()
         said = captions.by_file(path, [shape.uid for shape in every], source.folder or source.data)
-        settings = {"captioner": "file", "file": str(path), "digest": flags.digest_of_file(path)}
+        settings = {"captioner": "file", "file": str(path), "digest": files.digest_of_file(path)}
         return lambda: captions.caption(folder, every, lambda: said, settings, views)
     if args.blip:
         settings = {"captioner": "transformers", "model": args.blip, "max_new_tokens": captions.BLIP_TOKENS}

@@ -240,11 +240,6 @@ def told(text: str) -> dict[str, str]:
     return {"prompt_hash": hashlib.blake2b(text.encode(), digest_size=8).hexdigest(), "prompt": text}
 
 
-def digest_of_file(path: Path) -> str:
-    """Of its content."""
-    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
-
-
 @contextlib.contextmanager
 def counted(folder: Path, stage: str, endpoint: Endpoint) -> Iterator[Chat]:
     """A chat with an endpoint; what was asked is added to usage.json and printed, however it ends."""

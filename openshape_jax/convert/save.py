@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,7 @@ from openshape_jax.config import ModelConfig
 from openshape_jax.convert import names, torch_write
 from openshape_jax.convert.error import ConversionError
 from openshape_jax.convert.files import METADATA_KEY
+from openshape_jax.data.files import new_file
 from openshape_jax.version import __version__
 
 OTHER_SUFFIXES = (
@@ -82,7 +82,8 @@ def write(
     layout = _layout(path, model, metadata, module_prefix)
     tensors = {layout.named(name): x for name, x in tensors.items()}
     text = json.dumps(metadata)
-    with _new_file(path) as file:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with new_file(path) as file:
         if path.suffix == ".safetensors":
             from safetensors import numpy as safetensors
 
@@ -145,21 +146,6 @@ def _checkpoint(
         "epoch": 0,
         "step": step,
     }
-
-
-@contextlib.contextmanager
-def _new_file(path: Path) -> Iterator[Any]:
-    """A file to write, which takes `path`'s place when all of it is on the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with part.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -1,19 +1,23 @@
-"""Reading files from a disk or a bucket whose reader may stumble for a moment."""
+"""Reading files from a disk or a bucket whose reader may stumble for a moment; writing them whole."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
+import secrets
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
 
 import tenacity
 from etils import epath
 
 T = TypeVar("T")
 ATTEMPTS, FIRST_WAIT = 4, 1.0  # seven seconds in all, for a server that is busy or a mount that is restarted
+TEMPORARY = ".tmp"  # suffix of what was not finished
 # Reading again mends none of these.
 LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
@@ -70,3 +74,54 @@ def full_disk_told(folder: str | os.PathLike[str]) -> Iterator[None]:
         if "no space left" in str(error).lower() or "RESOURCE_EXHAUSTED" in str(error):
             raise OSError(errno.ENOSPC, "No space left on device", os.fspath(folder)) from error
         raise
+
+
+@contextlib.contextmanager
+def new_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A file to write, which takes `path`'s place, in a folder that is there, when all of it is on the disk.
+
+    After an error, which is passed on, what was at `path` before is still there, and nothing else.
+    """
+    path = Path(path)
+    # No process number: those of two machines that share the folder may be equal.
+    unfinished = path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
+    try:
+        with unfinished.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write(path: str | os.PathLike[str], content: str | bytes | Callable[[BinaryIO], Any]) -> None:
+    """Writes text (as UTF-8), bytes, or what a function writes to the open file, as `new_file` does."""
+    with new_file(path) as file:
+        if callable(content):
+            content(file)
+        else:
+            file.write(content.encode() if isinstance(content, str) else content)
+
+
+def digest(content: str | bytes) -> str:
+    """A digest of 32 hexadecimal digits of text (as UTF-8) or bytes."""
+    data = content.encode() if isinstance(content, str) else content
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def digest_of_file(path: Path) -> str:
+    """Of its content, as `digest` gives it."""
+    return digest(path.read_bytes())
+
+
+def digest_of_arrays(tree: Any) -> str:
+    """Of the values of all arrays of a pytree, with their names, as `digest` gives it."""
+    import jax
+    import numpy as np
+
+    found = hashlib.blake2b(digest_size=16)
+    for path, value in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        found.update(jax.tree_util.keystr(path).encode())
+        found.update(np.ascontiguousarray(value).tobytes())
+    return found.hexdigest()

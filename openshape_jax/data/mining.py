@@ -7,13 +7,14 @@ some of its nearest neighbours by the shape embeddings of the first stage: shape
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from openshape_jax.data import files
 
 FORMAT = 1  # version of the file's layout
 ARRAYS = ("uids", "index", "similarity", "metadata")
@@ -45,20 +46,15 @@ def write(path: str | Path, neighbours: Neighbours) -> None:
     if bad := [uid for uid in neighbours.uids if "\n" in uid]:
         raise ValueError(f"the uid {bad[0]!r} has a line end: rename that shape.")
     described = json.dumps({"format": FORMAT, **neighbours.metadata}, sort_keys=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with unfinished.open("wb") as file:
-            np.savez_compressed(
-                file,
-                uids=np.frombuffer("\n".join(neighbours.uids).encode(), np.uint8),
-                index=index.astype(np.int32),
-                similarity=similarity.astype(np.float16),
-                metadata=np.frombuffer(described.encode(), np.uint8),
-            )
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with files.new_file(path) as file:
+        np.savez_compressed(
+            file,
+            uids=np.frombuffer("\n".join(neighbours.uids).encode(), np.uint8),
+            index=index.astype(np.int32),
+            similarity=similarity.astype(np.float16),
+            metadata=np.frombuffer(described.encode(), np.uint8),
+        )
 
 
 def read(path: str | Path) -> Neighbours:

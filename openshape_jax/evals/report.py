@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from openshape_jax import metrics, render
-from openshape_jax.data import schema, sources
+from openshape_jax.data import files, schema, sources
 
 SHOWN = 12  # right answers in the gallery, and as many wrong ones
 QUERIES = 6  # retrieval rows of each kind
@@ -136,9 +136,7 @@ def write(workdir: str | Path, data_dir: str | Path | None = None) -> Path:
 def save(page: str, path: Path) -> Path:
     """`path`, where the page is written."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".new")  # a report is whole or not there
-    fresh.write_text(page, encoding="utf-8")
-    fresh.replace(path)
+    files.write(path, page)
     return path
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from openshape_jax.config import EvalConfig, ModelConfig
-from openshape_jax.data import sources, vocabulary
+from openshape_jax.data import files, sources, vocabulary
 from openshape_jax.evals import conditions, embedding, intervals, probes, retrieval
 from openshape_jax.evals.conditions import Condition
 from openshape_jax.evals.embedding import Embed, Embedded
@@ -126,9 +126,7 @@ def run(
 
 def _save(folder: Path, result: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    fresh = folder / "eval.json.new"
-    fresh.write_text(json.dumps(result, indent=1))
-    fresh.replace(folder / "eval.json")
+    files.write(folder / "eval.json", json.dumps(result, indent=1))
 
 
 def read(folder: str | Path) -> dict[str, Any]:

@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from openshape_jax.data import targets
+from openshape_jax.data import files, targets
 from openshape_jax.evals.prompts import ULIP
 from openshape_jax.making import pictures, work
 from openshape_jax.making.pictures import Drawn
@@ -33,18 +32,12 @@ GROUP = 16  # shapes whose pictures are encoded together, so that batches are fu
 
 def describe(clip: Clip) -> dict[str, Any]:
     """What identifies a CLIP: its space, width, type of products, and a digest of its weights."""
-    import jax
-
-    found = hashlib.blake2b(digest_size=16)
-    for path, value in jax.tree_util.tree_flatten_with_path(clip._params)[0]:
-        found.update(jax.tree_util.keystr(path).encode())
-        found.update(np.ascontiguousarray(value).tobytes())
     config = clip.config
     return {
         "text_space": config.name,
         "width": config.embed_dim,
         "dtype": config.dtype,
-        "weights": found.hexdigest(),
+        "weights": files.digest_of_arrays(clip._params),
     }
 
 
@@ -90,7 +83,7 @@ def images(folder: Path, shown: Sequence[Drawn], clip: Clip, about: Mapping[str,
             for item, count in zip(group, counts, strict=True):
                 mine = np.stack([next(rows) for _ in range(count)]).astype(np.float16)
                 save = functools.partial(np.savez, key=key_of(item, about), features=mine)
-                work.write(place_of(folder, item), save)
+                files.write(place_of(folder, item), save)
                 bar.update()
     return done
 
@@ -142,14 +135,14 @@ def texts(folder: Path, wanted: Sequence[Wanted], clip: Clip, about: Mapping[str
                 prompts=np.array([want.prompts for want in part]),
                 features=both,
             )
-            work.write(parts / f"{number:06d}.npz", save)
+            files.write(parts / f"{number:06d}.npz", save)
             number += 1
             kept |= dict(zip(part, both, strict=True))
             bar.update(len(part))
     width = int(about["width"])
     table = np.array([kept[want] for want in wanted], np.float16).reshape(-1, 2, width)
-    work.write(folder / "features" / "original.npy", lambda file: np.save(file, table[:, 0]))
-    work.write(folder / "features" / "prompt_avg.npy", lambda file: np.save(file, table[:, 1]))
+    files.write(folder / "features" / "original.npy", lambda file: np.save(file, table[:, 0]))
+    files.write(folder / "features" / "prompt_avg.npy", lambda file: np.save(file, table[:, 1]))
     work.write_json(folder / "features" / "texts.json", [list(want) for want in wanted])
     return len(wanted) - len(todo)
 

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from openshape_jax.data import workers
+from openshape_jax.data import files, workers
 from openshape_jax.geometry_io import RawPoints
 from openshape_jax.making import cameras, clouds, shapes, tracing, work
 from openshape_jax.making.shapes import Shape, Source
@@ -72,7 +72,7 @@ def render(folder: Path, source: Source, every: Sequence[Shape], size: int = SIZ
     with work.locked(folder, "render"):
         work.start(folder, "render", made_by)
         out.mkdir(exist_ok=True)
-        for left in out.glob(f"*{work.TEMPORARY}"):
+        for left in out.glob(f"*{files.TEMPORARY}"):
             shutil.rmtree(left, ignore_errors=True)
         todo, done = [], 0
         for shape in every:
@@ -157,7 +157,7 @@ def draw(job: Job) -> str:
     except (ValueError, FileNotFoundError, PermissionError, MemoryError) as error:
         shutil.rmtree(job.folder, ignore_errors=True)
         return str(error)[:500] or type(error).__name__
-    unfinished = job.folder.with_name(f"{job.folder.name}{work.TEMPORARY}")
+    unfinished = job.folder.with_name(f"{job.folder.name}{files.TEMPORARY}")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
     for i, pixels in enumerate(drawn):
@@ -255,4 +255,4 @@ def _sheets(out: Path, every: Sequence[Shape]) -> None:
                 at = (EDGE + i * (THUMB + EDGE), top + HEAD)
                 pen.rectangle((*at, at[0] + THUMB - 1, at[1] + THUMB - 1), "#ffffff")
                 sheet.paste(image, at, image)
-        work.write(out / f"sheet-{page:03d}.png", lambda file, page=sheet: page.save(file, "png"))
+        files.write(out / f"sheet-{page:03d}.png", lambda file, page=sheet: page.save(file, "png"))

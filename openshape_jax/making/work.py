@@ -17,41 +17,25 @@ import contextlib
 import datetime
 import errno
 import fcntl
-import hashlib
 import json
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from openshape_jax.data import files
 from openshape_jax.version import __version__
-
-TEMPORARY = ".tmp"  # suffix of what was not finished
 
 
 def digest(value: Any) -> str:
     """A hexadecimal digest of what JSON can hold."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def write(path: Path, save: Callable[[IO[bytes]], Any]) -> None:
-    """Writes `path` by a function of the open file: whole, on the disk, or not at all."""
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
-    try:
-        with unfinished.open("wb") as file:
-            save(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    return files.digest(text)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON for people to read, as `write` does."""
-    data = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
-    write(path, lambda file: file.write(data.encode()))
+    """Writes JSON for people to read, as `files.write` does."""
+    files.write(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -94,9 +78,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def write_lines(path: Path, values: Iterable[Mapping[str, Any]]) -> None:
-    """Writes a JSONL file, as `write` does."""
-    data = "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
-    write(path, lambda file: file.write(data.encode()))
+    """Writes a JSONL file, as `files.write` does."""
+    files.write(path, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values))
 
 
 class Journal:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -69,8 +70,9 @@ class Transformer(nnx.Module):
 
         def block(carry, layer, mix):
             w, path = layer
-            a, b = (None, None) if path is None else path[..., None, None].astype(carry[0].dtype)
-            x, products = norm(*carry, w["norm1_scale"], w["norm1_bias"])
+            x, branch = carry
+            a, b = (None, None) if path is None else path[..., None, None].astype(x.dtype)
+            x, products = norm(x, branch, w["norm1_scale"], w["norm1_bias"])
             mixed = mix(products, w["qkv"])
             branch = _times(dense(mixed, w["out_kernel"], w["out_bias"]), a)
             x, products = norm(x[:, : mixed.shape[1]], branch, w["norm2_scale"], w["norm2_bias"])
@@ -120,7 +122,7 @@ def dense(x: Array, kernel: Array, bias: Array | None = None) -> Array:
     return y.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
-def _as_is(fn: Callable[..., Array]) -> Callable[..., Array]:
+def _as_is(fn: Callable[..., Any]) -> Callable[..., Any]:
     return fn
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +66,7 @@ def backward(
     b, t, width = qkv.shape
     heads = width // (3 * HEAD_DIM)
     qkv_columns = [_columns(t, part * heads) for part in range(3)]
-    settings = dict(grid=(_tiles(t) + 1, heads, b), interpret=interpret)
+    grid = (_tiles(t) + 1, heads, b)
     # Every program takes all columns of the result, and writes those of its head.
     result = pl.BlockSpec((None, t, width), lambda i, h, b: (b, 0, 0))
     grads, means = pl.pallas_call(
@@ -73,9 +74,10 @@ def backward(
         (jax.ShapeDtypeStruct(qkv.shape, qkv.dtype), jax.ShapeDtypeStruct(sums.shape, jnp.float32)),
         in_specs=[*qkv_columns, _columns(t), _columns(t), _numbers(t)],
         out_specs=(result, _numbers(t)),
+        grid=grid,
         compiler_params=_params(QUERY_GRAD),
+        interpret=interpret,
         name="attention_query_grad_gpu",
-        **settings,
     )(qkv, qkv, qkv, out, g, sums)
     return pl.pallas_call(
         functools.partial(_key_kernel, tokens=t, step=KEY_GRAD[0], heads=heads),
@@ -83,9 +85,10 @@ def backward(
         in_specs=[*qkv_columns, _columns(t), _numbers(t), _numbers(t), result],
         out_specs=result,
         input_output_aliases={6: 0},  # which has the gradients to the queries
+        grid=grid,
         compiler_params=_params(KEY_GRAD),
+        interpret=interpret,
         name="attention_key_grad_gpu",
-        **settings,
     )(qkv, qkv, qkv, g, sums, means, grads)
 
 
@@ -128,7 +131,8 @@ def _over_steps(tokens: int, step: int, body: Callable, start: tuple[Array, ...]
     return jax.lax.fori_loop(0, count, lambda i, carry: body(1 + i * rows, rows, limit, carry), start)
 
 
-def _mask(first: Array | int, rows: int, limit: int | None) -> Array | None:
+def _mask(first: Array | int, rows: int, limit: int | None) -> Any:
+    """Which rows are there; None for all of them."""
     return None if limit is None else first + jnp.arange(rows) < limit
 
 
@@ -141,7 +145,9 @@ def _load(ref, first: Array | int, rows: int, limit: int | None) -> Array:
     return plgpu.load(at, mask=mask, other=None if mask is None else 0.0)
 
 
-def _store(ref, first: Array | int, rows: int, limit: int | None, value: Array, columns=slice(None)) -> None:
+def _store(
+    ref, first: Array | int, rows: int, limit: int | None, value: Array, columns: Any = slice(None)
+) -> None:
     mask = _mask(first, rows, limit)
     if len(ref.shape) == 1:
         plgpu.store(ref.at[pl.ds(first, rows)], value, mask=mask)

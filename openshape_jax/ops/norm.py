@@ -56,7 +56,7 @@ def _normed(x: Array, scale: Array, shift: Array) -> Array:
 def _normed_forward(x: Array, scale: Array, shift: Array) -> tuple[Array, tuple[Array, Array]]:
     from openshape_jax.ops import norm_gpu  # here, as importing Pallas takes a quarter of a second
 
-    return by_device(lambda x, *w: norm_gpu.forward(x, None, *w, EPS)[0], 2)(x, scale, shift), (x, scale)
+    return by_device(lambda x, s, t: norm_gpu.forward(x, None, s, t, EPS)[0], 2)(x, scale, shift), (x, scale)
 
 
 def _normed_backward(kept: tuple[Array, Array], g: Array) -> tuple[Array, Array, Array]:
@@ -79,7 +79,7 @@ def _added_forward(
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     from openshape_jax.ops import norm_gpu
 
-    out = by_device(lambda *a: norm_gpu.forward(*a, EPS), 2)(x, branch, scale, shift)
+    out = by_device(lambda x, b, s, t: norm_gpu.forward(x, b, s, t, EPS), 2)(x, branch, scale, shift)
     return out, (out[0], scale)
 
 
