@@ -1,6 +1,7 @@
 """`openshape eval`: the command on built sets, its bad input, and --mode=eval of a run."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -157,10 +158,8 @@ def test_a_label_outside_the_list_and_an_empty_split(model_1280, tmp_path, monke
     assert "the split 'test' of data set 'modelnet40' is empty: take another of its splits (test)" in message
 
 
-def test_a_run_is_evaluated_by_mode_eval(data_dir, tmp_path):
-    overrides = [f"data.data_dir={data_dir}", "steps=2", "batch_size=8", "model.depth=1"]
-    config = config_lib.load(f"{ROOT}/configs/quickstart.py:smoke", overrides)
-    train.run(config, tmp_path / "run")
+def test_a_run_is_evaluated_by_mode_eval(data_dir, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
     before = json.loads((tmp_path / "run/eval/primitives_tiny.json").read_text())
     options = [f"--config.data.data_dir={data_dir}", "--config.eval.suite=zero_shot,knn"]
     command = [sys.executable, "-m", "openshape_jax.main", f"--config={ROOT}/configs/quickstart.py:smoke"]
@@ -173,10 +172,10 @@ def test_a_run_is_evaluated_by_mode_eval(data_dir, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "primitives/tiny, kNN" in done.stdout
     result = json.loads((tmp_path / "run/eval.json").read_text())
-    assert result["step"] == 2
+    assert result["step"] == 8
     after = result["datasets"]["primitives/tiny"]["zero_shot"]["primitives_tiny"]
     assert {k: after[k] for k in MEASURES} == {k: before[k] for k in MEASURES}
     page = (tmp_path / "run/report/index.html").read_text()
     for title in ("Training", "Probes", "Confusions"):
         assert f"<h2>{title}</h2>" in page
-    assert "at step 2 of" in page
+    assert "at step 8 of" in page
