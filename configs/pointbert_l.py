@@ -11,8 +11,9 @@ from openshape_jax.models import pointbert
 
 
 def get_config(variant: str = "") -> config.Config:
-    """PointBERT scaling 4 with the recipe of the paper."""
+    """PointBERT scaling 4 with the recipe of the paper, in bfloat16."""
     c = config.Config(model=pointbert.size(4))
+    c.model.dtype = "bfloat16"
     c.data.device_shuffle = True
     c.optim.learning_rate = 5e-4
     c.steps, c.batch_size = 400_000, 200
