@@ -185,9 +185,14 @@ def has_kernels(platform: str) -> bool:
     # Pallas' Triton route needs compute capability 8.0 (Ampere), and a device to lower for.
     gpus = [d for d in jax.local_devices() if d.platform == "gpu"]
     if gpus:
-        return all(float(getattr(d, "compute_capability", 0)) >= 8 for d in gpus)
+        return all(_ampere(str(getattr(d, "compute_capability", ""))) for d in gpus)
     mesh = jax.sharding.get_abstract_mesh()
     return not mesh.empty and getattr(mesh.abstract_device, "platform", "") == "gpu"
+
+
+def _ampere(capability: str) -> bool:
+    """Of NVIDIA's "8.0" or later; AMD's are called "gfx942"."""
+    return capability[:1].isdigit() and float(capability) >= 8
 
 
 def by_device(kernel: Callable[..., Any], shared: int = 0) -> Callable[..., Any]:
