@@ -10,7 +10,10 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 
 # Compiling is most of the suite's time. What one test compiles, no other test, worker or command that it
 # starts compiles again: all share a cache of this run of pytest alone, of all that takes longer than its
-# entry's writing. Nothing else differs from what users run, but for `compiled_quickly` below, where asked.
+# entry's writing. And XLA optimises little, to the same operations in slower programs, for all but the files
+# whose numbers are compared with another implementation's (AS_USERS_COMPILE). Nothing else differs from what
+# users run.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="openshape_jax_tests_")
@@ -23,11 +26,12 @@ import numpy as np
 import pytest
 
 from openshape_jax.config import ModelConfig
-from tests.small_run import quickly, small
+from tests.small_run import small
 
 FIXTURE = Path(__file__).parent / "fixtures" / "openshape_pointbert_tiny.npz"
 # Longest first, so that the workers end together.
 LONG = ("train", "sharding", "recipe", "losses", "pointbert", "report", "encoder_kernels", "notebook")
+AS_USERS_COMPILE = ("pointbert", "clip", "convert_read", "convert_write", "ops")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -69,17 +73,26 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
     return folder
 
 
-@pytest.fixture
-def compiled_quickly() -> Iterator[None]:
-    """`small_run.quickly` around a test."""
-    with quickly():
+@pytest.fixture(autouse=True, scope="module")
+def compiled_as_users_do(request: pytest.FixtureRequest) -> Iterator[None]:
+    """All optimisations for the files of AS_USERS_COMPILE, whatever other files have compiled before."""
+    import jax
+
+    name = "jax_disable_most_optimizations"
+    if request.path.stem.removeprefix("test_") not in AS_USERS_COMPILE:
         yield
+        return
+    before = jax.config.read(name)
+    jax.clear_caches()
+    jax.config.update(name, False)
+    yield
+    jax.config.update(name, before)
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
 def trained(data_dir: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The uninterrupted run of `small_run.small`, compiled quickly; copy it to change it."""
+    """The uninterrupted run of `small_run.small`; copy it to change it."""
     from openshape_jax import train
 
-    with quickly():
-        return train.run(small(data_dir), tmp_path_factory.mktemp("trained") / "run")
+    return train.run(small(data_dir), tmp_path_factory.mktemp("trained") / "run")

@@ -255,7 +255,7 @@ def test_the_step_uses_it_for_both_targets_whatever_the_number_of_devices(config
             np.testing.assert_allclose(found[f"{name}_loss"], expected, rtol=1e-5)
 
 
-def test_training_with_the_file(data_dir, file, compiled_quickly, tmp_path):
+def test_training_with_the_file(data_dir, file, tmp_path):
     given = [f"data.hard_negatives={file}", "data.group_size=4", "steps=2", "log_every=1", "eval.datasets="]
     given += ["augment.enabled=false", "optim.name=adamw"]
     workdir = train.run(small(data_dir, *given), tmp_path / "run")

@@ -6,9 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 NOTEBOOK = Path(__file__).parent.parent / "experiments" / "colab_eval.ipynb"
 # As a notebook does it: every cell in turn in one namespace; an error ends it.
 RUNNER = """

@@ -291,9 +291,7 @@ def test_without_meta_data_it_says_what_is_missing(tmp_path, capsys):
         layout.read(str(source), ())
 
 
-def test_a_training_with_the_released_neighbours_says_which_clip_it_aims_at(
-    whole, compiled_quickly, tmp_path
-):
+def test_a_training_with_the_released_neighbours_says_which_clip_it_aims_at(whole, tmp_path):
     from openshape_jax import checkpoint, train
     from openshape_jax import config as config_lib
 

@@ -11,7 +11,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from openshape_jax import sharding
 from openshape_jax.models import pointbert
-from openshape_jax.ops import dispatch, patch, patch_gpu, patch_gpu_kernels
+from openshape_jax.ops import patch, patch_gpu, patch_gpu_kernels
 from openshape_jax.ops.patch_passes import Hidden, Norm, chunked
 from openshape_jax.ops.patch_train import Layer, patch_training
 
@@ -141,9 +141,8 @@ def test_inference_equals_plain_layers_and_so_do_its_gradients(monkeypatch):
 
 
 @pytest.fixture
-def gpu_mesh(monkeypatch):
+def gpu_mesh():
     """For lowering; no process here has a GPU."""
-    monkeypatch.setattr(patch, "has_kernels", lambda platform: True)
     device = AbstractDevice(device_kind="NVIDIA H100", num_cores=None, platform="gpu")
     return AbstractMesh((1,), ("data",), axis_types=(AxisType.Auto,), abstract_device=device)
 
@@ -190,6 +189,6 @@ def test_which_shapes_the_kernels_take(gpu_mesh, monkeypatch, shape, dtype, expe
     with jax.sharding.use_abstract_mesh(gpu_mesh):
         assert patch.patch_kernel(xyz, shape, dtype) == expected
     assert patch.patch_kernel(xyz, shape, dtype) is None  # a program for CPUs
-    monkeypatch.setattr(patch, "has_kernels", dispatch.has_kernels)
+    monkeypatch.setenv("OPENSHAPE_KERNELS", "0")
     with jax.sharding.use_abstract_mesh(gpu_mesh):
-        assert patch.patch_kernel(xyz, shape, dtype) is None  # no GPU here
+        assert patch.patch_kernel(xyz, shape, dtype) is None

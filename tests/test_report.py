@@ -13,7 +13,7 @@ from openshape_jax import render, train
 from openshape_jax.cli import main as cli
 from openshape_jax.data import sources
 from openshape_jax.evals import report, report_about, report_figures, summary
-from tests.small_run import quickly, small
+from tests.small_run import small
 
 SECTIONS = ("Results", "Training", "Gallery", "Confusions", "Map", "Search", "Configuration", "Attribution")
 VOID = {"meta", "link", "img", "br"}
@@ -25,8 +25,7 @@ def run(data_dir, trained, tmp_path_factory) -> Path:
     workdir = Path(shutil.copytree(trained, tmp_path_factory.mktemp("report") / "<run>"))
     shutil.rmtree(workdir / "eval")
     (workdir / "config.json").unlink()
-    with quickly():
-        return train.run(small(data_dir, "eval.report=true"), workdir)
+    return train.run(small(data_dir, "eval.report=true"), workdir)
 
 
 @pytest.fixture

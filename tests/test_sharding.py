@@ -110,9 +110,8 @@ def two_processes(data_dir: str, workdir: Path, *overrides: str) -> None:
 
 
 def test_two_processes_equal_one_device_and_others_go_on_from_their_checkpoint(
-    data_dir, one_device, compiled_quickly, tmp_path
+    data_dir, one_device, tmp_path
 ):
-    """They compile quickly, the one device does not."""
     workdir = tmp_path / "two"
     two_processes(data_dir, workdir, "fsdp=4")
     lines = [line for line in metrics.read(workdir) if "train/loss" in line]

@@ -20,7 +20,6 @@ from openshape_jax import config as config_lib
 from openshape_jax.data import pipeline, sources
 from tests.small_run import CONFIG, OVERRIDES, ROOT, small
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 LOSS = "train/loss"
 
 
