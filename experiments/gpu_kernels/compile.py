@@ -45,7 +45,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as dump:
         # Nothing can be tuned without the device, and Triton's products need that.
-        flags = f"--xla_gpu_autotune_level=0 --xla_dump_to={dump} --xla_dump_emitter_re=.*_gpu"
+        flags = f"--xla_gpu_autotune_level=0 --xla_dump_to={dump} --xla_dump_emitter_re=ptx"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
         os.environ["JAX_PLATFORMS"] = "cpu"
         compile_passes(args.scaling, args.batch, args.points)
