@@ -30,10 +30,9 @@ def prepare(cpu_devices: int = 1) -> None:
         jax.config.update("jax_num_cpu_devices", cpu_devices)
     flags = os.environ.get("XLA_FLAGS", "")
     alone = jax.config.jax_num_cpu_devices <= 1 and "device_count" not in flags  # type: ignore[attr-defined]
-    if alone and IN_ORDER not in flags and not jax.distributed.is_initialized():
-        os.environ["XLA_FLAGS"] = f"{flags} {IN_ORDER}=false".strip()
-    if OWN_PRODUCTS not in flags:
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {OWN_PRODUCTS}=false".strip()
+    wanted = [OWN_PRODUCTS, IN_ORDER] if alone and not jax.distributed.is_initialized() else [OWN_PRODUCTS]
+    added = [f"{flag}=false" for flag in wanted if flag not in flags]
+    os.environ["XLA_FLAGS"] = " ".join([flags, *added]).strip()
     keep_freed_memory()
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(cache_folder()))

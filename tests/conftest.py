@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from openshape_jax.config import ModelConfig
 from tests.small_run import small
@@ -88,6 +89,13 @@ def compiled_as_users_do(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     jax.config.update(name, before)
     jax.clear_caches()
+
+
+@pytest.fixture(scope="session")
+def gpu_mesh() -> AbstractMesh:
+    """To lower programs for a GPU, which no process here has (jax >= 0.11 asks for a device then)."""
+    gpu = AbstractDevice(device_kind="NVIDIA A100", num_cores=None, platform="gpu")
+    return AbstractMesh((1,), ("data",), axis_types=(AxisType.Auto,), abstract_device=gpu)
 
 
 @pytest.fixture(scope="session")

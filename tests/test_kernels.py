@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from experiments.tpu_kernels import forms
 from openshape_jax import config as config_lib
@@ -96,13 +95,11 @@ def group(xyz, start):
     return chosen, ball_query(xyz, xyz[chosen], 0.2, 64)
 
 
-def test_triton_takes_the_gpu_kernels():
+def test_triton_takes_the_gpu_kernels(gpu_mesh):
     xyz, centres, start = published_size(8)
-    gpu = AbstractDevice(device_kind="NVIDIA A100", num_cores=None, platform="gpu")
-    mesh = AbstractMesh((1,), ("data",), axis_types=(AxisType.Auto,), abstract_device=gpu)
     sample = jax.jit(lambda x, s: fps_gpu(x, 384, s))
     query = jax.jit(lambda x, c: ball_query_gpu(x, c, 0.2, 64))
-    with jax.sharding.use_abstract_mesh(mesh):  # jax >= 0.11 asks for a device when there is none
+    with jax.sharding.use_abstract_mesh(gpu_mesh):
         for name, traced in (("fps", sample.trace(xyz, start)), ("ball_query", query.trace(xyz, centres))):
             text = traced.lower(lowering_platforms=("cuda",)).as_text()
             assert f"{name}_gpu" in text

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+from jax.sharding import AxisType
 
 from openshape_jax import sharding
 from openshape_jax.models import pointbert
@@ -138,13 +138,6 @@ def test_inference_equals_plain_layers_and_so_do_its_gradients(monkeypatch):
     for a, b in zip(slopes, pull(slope), strict=True):
         assert a.shape == (1, *b.shape)
         np.testing.assert_allclose(a[0], b, rtol=1e-4, atol=1e-5 * np.abs(b).max())
-
-
-@pytest.fixture
-def gpu_mesh():
-    """For lowering; no process here has a GPU."""
-    device = AbstractDevice(device_kind="NVIDIA H100", num_cores=None, platform="gpu")
-    return AbstractMesh((1,), ("data",), axis_types=(AxisType.Auto,), abstract_device=device)
 
 
 def test_the_model_s_set_abstraction_lowers_for_gpus(gpu_mesh):

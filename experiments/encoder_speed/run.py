@@ -58,13 +58,17 @@ def matmul_rate(dtype: str, mesh: jax.sharding.Mesh, repeats: int = 5) -> float:
     return mesh.size * 2 * n**3 / seconds({"product": lambda: product(a)}, repeats)["product"]
 
 
-def clouds(batch: int, points: int, mesh: jax.sharding.Mesh) -> tuple[jax.Array, jax.Array]:
-    """Points of random ellipsoids in the unit sphere with random colours, (B, N, 3) twice, split by row."""
-    rng = np.random.default_rng(0)
+def ellipsoids(rng: np.random.Generator, batch: int, points: int) -> np.ndarray:
+    """Points (B, N, 3) float32 of random ellipsoids in the unit sphere, as near each other as on shapes."""
     xyz = rng.normal(size=(batch, points, 3)).astype(np.float32)
     xyz /= np.linalg.norm(xyz, axis=-1, keepdims=True)
-    xyz *= rng.uniform(0.3, 1, (batch, 1, 3)).astype(np.float32)
-    rows = sharding.by_row(mesh)
+    return xyz * rng.uniform(0.3, 1, (batch, 1, 3)).astype(np.float32)
+
+
+def clouds(batch: int, points: int, mesh: jax.sharding.Mesh) -> tuple[jax.Array, jax.Array]:
+    """`ellipsoids` with random colours, (B, N, 3) twice, split by row."""
+    rng = np.random.default_rng(0)
+    xyz, rows = ellipsoids(rng, batch, points), sharding.by_row(mesh)
     return jax.device_put(xyz, rows), jax.device_put(rng.random((batch, points, 3), np.float32), rows)
 
 

@@ -39,7 +39,7 @@ from openshape_jax.ops import ball_query, farthest_point_sampling
 from openshape_jax.overrides import split_argv
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "encoder_speed"))
-from run import matmul_rate, seconds
+from run import ellipsoids, matmul_rate, seconds
 
 
 def main() -> None:
@@ -76,10 +76,8 @@ def main() -> None:
 
 
 def example(config: config_lib.Config) -> dict[str, np.ndarray]:
-    """A batch of points on random ellipsoids, as many near each other as on shapes, and random targets."""
+    """A batch of points on random ellipsoids and random targets."""
     rng = np.random.default_rng(0)
-    xyz = rng.normal(size=(config.batch_size, *state.batch_shapes(config)["xyz"].shape[1:]))
-    xyz *= rng.uniform(0.3, 1, (len(xyz), 1, 3)) / np.linalg.norm(xyz, axis=-1, keepdims=True)
     rows: dict[str, np.ndarray] = {}
     for name, shape in state.batch_shapes(config).items():
         if shape.dtype == bool:
@@ -87,6 +85,7 @@ def example(config: config_lib.Config) -> dict[str, np.ndarray]:
         elif shape.dtype == np.float32:
             rows[name] = rng.normal(size=shape.shape).astype(np.float32)
         elif name == "xyz":
+            xyz = ellipsoids(rng, *shape.shape[:2])
             rows[name] = ((xyz + 1) / 2 * np.iinfo(shape.dtype).max).astype(shape.dtype)
         elif name == "rgb":
             rows[name] = rng.integers(0, np.iinfo(shape.dtype).max, shape.shape).astype(shape.dtype)

@@ -13,16 +13,16 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from openshape_jax.config import ModelConfig
-from openshape_jax.ops.attention import first_attention, pair_heads, pairs_heads, self_attention
+from openshape_jax.ops.attention import HEAD_DIM, first_attention, pair_heads, pairs_heads, self_attention
 from openshape_jax.ops.norm import add_norm, layer_norm
 from openshape_jax.ops.placement import platform, split_rows
 
-HEAD_DIM = 64  # always, whatever dim / heads
 SUBLANES = 8  # rows of a TPU's registers
 
 
 def uniform(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int) -> Array:
-    bound = fan_in**-0.5  # torch's default for Linear and Conv, weight and bias alike
+    """Uniform in +-1 / sqrt(fan_in), float32: torch's default for Linear and Conv, weight and bias alike."""
+    bound = fan_in**-0.5
     return jax.random.uniform(rngs.params(), shape, jnp.float32, -bound, bound)
 
 
@@ -115,7 +115,10 @@ def _times(branch: Array, path: Float[Array, "B 1 1"] | None) -> Array:
     return branch if path is None else branch * path
 
 
-def dense(x: Array, kernel: Array, bias: Array | None = None) -> Array:
+def dense(
+    x: Float[Array, "... F"], kernel: Float[Array, "F G"], bias: Float[Array, " G"] | None = None
+) -> Float[Array, "... G"]:
+    """x W + b in x's type, with leading axes flattened."""
     y = x.reshape(-1, x.shape[-1]) @ kernel.astype(x.dtype)
     if bias is not None:
         y = y + bias.astype(x.dtype)

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from openshape_jax.ops.dispatch import by_device, has_kernels
+from openshape_jax.ops.dispatch import by_device, gpu_kernels, has_kernels
 from openshape_jax.ops.placement import platform
 
 MAX_TOKENS = 640  # of the kernel for TPUs: the weights of a head stay in VMEM
-HEAD_DIM = 64  # of the kernels for GPUs and TPUs
+HALF = (jnp.float16, jnp.bfloat16)
+HEAD_DIM = 64  # of the encoder and of the kernels
 LONG = 128  # tokens from which a CPU does better to take one head after the other
 
 
@@ -27,7 +28,7 @@ def attention(
     | a CPU, from 128 tokens | head after head: the weights stay in its caches, made again for gradients |
     | anything else | plain XLA |
     """
-    if q.dtype in (jnp.float16, jnp.bfloat16) and has_kernels("cuda"):
+    if q.dtype in HALF and has_kernels("cuda"):
         return jax.lax.platform_dependent(q, k, v, cuda=_cudnn, default=plain)
     if platform(q) == "cpu" and q.shape[1] >= LONG:
         return head_by_head(q, k, v)
@@ -61,8 +62,8 @@ def self_attention(
     if paired:
         return _tpu(tokens, qkv)
     b, t, width = qkv.shape
-    half, narrow = qkv.dtype in (jnp.float16, jnp.bfloat16), width == 3 * HEAD_DIM * heads
-    if half and narrow and 1 < tokens == t and platform(qkv) == "gpu" and has_kernels("cuda"):
+    fits = qkv.dtype in HALF and width == 3 * HEAD_DIM * heads and 1 < tokens == t
+    if fits and gpu_kernels(qkv):
         return _gpu(qkv)
     q, k, v = jnp.moveaxis(qkv[:, :tokens].reshape(b, tokens, 3, heads, -1), 2, 0)
     out = attention(q, k, v).reshape(b, tokens, -1)

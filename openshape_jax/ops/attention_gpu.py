@@ -22,7 +22,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
-HEAD_DIM = 64
+from openshape_jax.ops.attention import HEAD_DIM
+
 TILE = 128  # rows of the side that a program keeps
 FEW = 16  # rows of the class token's tile, the fewest that a matrix product takes
 # Of each kernel: rows of the side that it goes through, warps, and steps that are under way at a time.

@@ -32,7 +32,7 @@ from jaxtyping import Array, Float, Int
 
 from openshape_jax.ops.ball_query import first_in_ball
 from openshape_jax.ops.fps import farthest_points
-from openshape_jax.ops.placement import batch_axes
+from openshape_jax.ops.placement import batch_axes, platform
 
 
 def farthest_point_sampling(
@@ -188,6 +188,11 @@ def has_kernels(platform: str) -> bool:
         return all(_ampere(str(getattr(d, "compute_capability", ""))) for d in gpus)
     mesh = jax.sharding.get_abstract_mesh()
     return not mesh.empty and getattr(mesh.abstract_device, "platform", "") == "gpu"
+
+
+def gpu_kernels(x: Array) -> bool:
+    """Whether the program around x is for GPUs, and hand-made kernels for them are used."""
+    return platform(x) == "gpu" and has_kernels("cuda")
 
 
 def _ampere(capability: str) -> bool:

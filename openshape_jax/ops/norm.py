@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from openshape_jax.ops.dispatch import by_device, has_kernels
-from openshape_jax.ops.placement import platform
+from openshape_jax.ops.attention import HALF
+from openshape_jax.ops.dispatch import by_device, gpu_kernels
 
 EPS = 1e-5  # of PyTorch's layer and batch norms
 
@@ -16,7 +18,7 @@ def layer_norm(
     x: Float[Array, "... D"], scale: Float[Array, " D"], shift: Float[Array, " D"]
 ) -> Float[Array, "... D"]:
     """x to mean 0 and variance 1 along its last axis, times scale, plus shift: in float32, then x's type."""
-    return _normed(x, scale, shift) if _has_kernel(x) else plain(x, scale, shift)
+    return _kernel(x, None, scale, shift)[0] if _has_kernel(x) else plain(x, scale, shift)
 
 
 def add_norm(
@@ -27,7 +29,7 @@ def add_norm(
 ) -> tuple[Float[Array, "... D"], Float[Array, "... D"]]:
     """(x + branch, its `layer_norm`)."""
     if _has_kernel(x):
-        return _added(x, branch, scale, shift)
+        return _kernel(x, branch, scale, shift)
     return x + branch, plain(x + branch, scale, shift)
 
 
@@ -44,54 +46,29 @@ def plain(x: Array, scale: Array, shift: Array) -> Array:
 
 
 def _has_kernel(x: Array) -> bool:
-    half = x.dtype in (jnp.float16, jnp.bfloat16)
-    return half and x.ndim == 3 and platform(x) == "gpu" and has_kernels("cuda")
+    return x.dtype in HALF and x.ndim == 3 and gpu_kernels(x)
 
 
 @jax.custom_vjp
-def _normed(x: Array, scale: Array, shift: Array) -> Array:
-    return _normed_forward(x, scale, shift)[0]
+def _kernel(x: Array, branch: Array | None, scale: Array, shift: Array) -> Any:
+    """(x + branch, its norm), or (the norm of x,) without a branch."""
+    return _forward(x, branch, scale, shift)[0]
 
 
-def _normed_forward(x: Array, scale: Array, shift: Array) -> tuple[Array, tuple[Array, Array]]:
+def _forward(x: Array, branch: Array | None, scale: Array, shift: Array) -> tuple[Any, tuple[Any, ...]]:
     from openshape_jax.ops import norm_gpu  # here, as importing Pallas takes a quarter of a second
 
-    return by_device(lambda x, s, t: norm_gpu.forward(x, None, s, t, EPS)[0], 2)(x, scale, shift), (x, scale)
-
-
-def _normed_backward(kept: tuple[Array, Array], g: Array) -> tuple[Array, Array, Array]:
-    from openshape_jax.ops import norm_gpu
-
-    grad, *shares = by_device(lambda x, g, s: norm_gpu.backward(x, s, g, None, EPS), 1)(kept[0], g, kept[1])
-    return grad, *(share.sum(0) for share in shares)
-
-
-_normed.defvjp(_normed_forward, _normed_backward)
-
-
-@jax.custom_vjp
-def _added(x: Array, branch: Array, scale: Array, shift: Array) -> tuple[Array, Array]:
-    return _added_forward(x, branch, scale, shift)[0]
-
-
-def _added_forward(
-    x: Array, branch: Array, scale: Array, shift: Array
-) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    from openshape_jax.ops import norm_gpu
-
     out = by_device(lambda x, b, s, t: norm_gpu.forward(x, b, s, t, EPS), 2)(x, branch, scale, shift)
-    return out, (out[0], scale)
+    return out, (x if branch is None else out[0], scale)
 
 
-def _added_backward(
-    kept: tuple[Array, Array], slopes: tuple[Array, Array]
-) -> tuple[Array, Array, Array, Array]:
+def _backward(kept: tuple[Any, ...], slopes: tuple[Array, ...]) -> tuple[Any, ...]:
     from openshape_jax.ops import norm_gpu
 
-    beside, g = slopes
-    run = by_device(lambda x, g, beside, s: norm_gpu.backward(x, s, g, beside, EPS), 1)
-    grad, *shares = run(kept[0], g, beside, kept[1])
-    return grad, grad, *(share.sum(0) for share in shares)
+    *beside, g = slopes  # the gradient to the sum, if there was one
+    run = by_device(lambda x, g, b, s: norm_gpu.backward(x, s, g, b, EPS), 1)
+    grad, *shares = run(kept[0], g, beside[0] if beside else None, kept[1])
+    return grad, grad if beside else None, *(share.sum(0) for share in shares)
 
 
-_added.defvjp(_added_forward, _added_backward)
+_kernel.defvjp(_forward, _backward)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from openshape_jax.ops.dispatch import by_device, has_kernels
+from openshape_jax.ops.dispatch import by_device, gpu_kernels, has_kernels
 from openshape_jax.ops.patch_passes import CHUNK_ROWS
 from openshape_jax.ops.patch_train import Layer, patch_training
 from openshape_jax.ops.placement import batch_axes, platform
@@ -35,15 +35,20 @@ def patch_kernel(xyz: Array, grouped: tuple[int, ...], dtype: str) -> str | None
       xyz: the clouds, which tell for which devices the program is.
     """
     b, s, k, _ = grouped
-    where = platform(xyz)
     if dtype != "bfloat16":
         return None
-    if where == "tpu" and s % 8 == 0 and 8 * k <= MAX_TILE and 8 * k % 128 == 0 and has_kernels("tpu"):
+    if (
+        platform(xyz) == "tpu"
+        and s % 8 == 0
+        and 8 * k <= MAX_TILE
+        and 8 * k % 128 == 0
+        and has_kernels("tpu")
+    ):
         return "tpu"
     devices = batch_axes(xyz)[2]
     own = b // devices if b % devices == 0 else b
     fits = 16 <= k <= MAX_MEMBERS and k & (k - 1) == 0 and own * s * k * 64 < MAX_ELEMENTS
-    return "gpu" if where == "gpu" and fits and has_kernels("cuda") else None
+    return "gpu" if fits and gpu_kernels(xyz) else None
 
 
 def patch_features(
