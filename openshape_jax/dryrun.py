@@ -176,7 +176,7 @@ def compile_report(config: Config, topology: str) -> Report:
         with _quiet():
             compiled, mesh, parameters = compile_step(config, devices, topology)
         taken = time.perf_counter() - started
-        kernels = kernel_cycles(Path(dump), compiled.as_text())
+        kernels = kernel_cycles(Path(dump), compiled.as_text(), CHIPS[devices[0].device_kind])
         made = report(compiled, config, topology, mesh, parameters, kernels)
         return dataclasses.replace(made, compile_seconds=taken)
 
@@ -269,17 +269,23 @@ def compile_step(config: Config, devices: list[Any], topology: str = "") -> tupl
         ) from error
 
 
-def kernel_cycles(dump: Path, text: str) -> dict[str, float]:
-    """Cycles of operations that XLA has no estimate of, by name: the bundles of their programs."""
+def kernel_cycles(dump: Path, text: str, chip: Chip) -> dict[str, float]:
+    """Cycles of operations that XLA has no estimate of, by name: the bundles of their programs, or what the
+    chip's memory takes for their operands and results where that is longer."""
     files = {}
     for path in sorted(dump.glob("*-final_bundles.txt")):
         found = re.match(r"\d+-(.+)-\d+-final_bundles\.txt", path.name)
         if found:
             files[found[1]] = path
+    unknown = [op for op in hlo.operations(text) if op.cycles is None]
+    # One of several equal kernels is compiled.
+    bundles = {
+        hlo.kernel_program(op): hlo.bundles(files[op.name].read_text()) for op in unknown if op.name in files
+    }
     return {
-        op.name: hlo.bundles(files[op.name].read_text())
-        for op in hlo.operations(text)
-        if op.cycles is None and op.name in files
+        op.name: max(bundles[hlo.kernel_program(op)], hlo.kernel_bytes(op) / chip.bandwidth * chip.clock)
+        for op in unknown
+        if hlo.kernel_program(op) in bundles
     }
 
 

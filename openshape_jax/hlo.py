@@ -257,6 +257,18 @@ def _product(numbers: list[int]) -> int:
     return out
 
 
+def kernel_program(op: Operation) -> str:
+    """The program of a kernel, equal for equal ones; the operation's name where there is none."""
+    found = re.search(r'"body":"([^"]*)"', op.line)
+    return found[1] if found else op.name
+
+
+def kernel_bytes(op: Operation) -> float:
+    """Bytes of a kernel's operands and results."""
+    found = re.search(r"operand_layout_constraints=\{(.*?)\}, \w+=", op.line)
+    return size(op.shape) + (size(found[1]) if found else 0)
+
+
 def bundles(text: str) -> float:
     """Instruction bundles that the final program of a kernel issues, one in a cycle; loops counted, stalls
     not.

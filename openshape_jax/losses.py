@@ -7,21 +7,25 @@ batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from openshape_jax.ops.placement import split_rows, whole
+from openshape_jax.ops.placement import batch_axes
 
 BLOCK = 2048  # targets whose logits stand in memory together
 NONE = -1e30  # the logarithm of no term at all; finite, so that gradients are
 
 # (shapes, targets), both with what `Rows.notes` holds -> (I, J) [i, j] of shape i and target j
 Relation = Callable[["Rows", "Rows"], Bool[Array, "I J"]]
+Axes = tuple[str, ...]  # of the mesh, over which rows are split; (): they are not
 
 
 @jax.tree_util.register_dataclass
@@ -29,7 +33,7 @@ Relation = Callable[["Rows", "Rows"], Bool[Array, "I J"]]
 class Rows:
     """Shapes or targets, one in a row."""
 
-    emb: Float[Array, "n D"]  # any length
+    emb: Float[Array, "n D"]  # any length, any float type
     owner: Int[Array, n]  # the shape that a row is or describes
     has: Bool[Array, n]  # False: the row is padding
     notes: dict[str, Array] = field(default_factory=dict)  # (n, ...) what relations need
@@ -55,26 +59,24 @@ class Form:
     decoupled: bool = False
 
 
-def rows(
-    emb: Float[Array, "B D"],
-    target: Float[Array, "B M D"],
-    has: Bool[Array, "B M"],
-    notes: dict[str, Array] | None = None,
-    target_notes: dict[str, Array] | None = None,
-) -> tuple[Rows, Rows]:
-    """(shapes, targets) of B shapes with M targets each.
+def shapes(emb: Float[Array, "B D"], notes: dict[str, Array] | None = None) -> Rows:
+    """B shapes as rows; notes: (B, ...) of each."""
+    return Rows(emb, jnp.arange(len(emb)), jnp.ones(len(emb), bool), notes or {})
+
+
+def targets(
+    shapes: Rows, emb: Float[Array, "B M D"], has: Bool[Array, "B M"], notes: dict[str, Array] | None = None
+) -> Rows:
+    """M targets of each shape as rows, with the notes of their shape.
 
     Args:
-      has: which of the targets are there.
-      notes: (B, ...) of the shapes, which their targets get too. target_notes: (B, M, ...) of the targets
-      alone.
+      has: which of the targets are there. notes: (B, M, ...) of the targets alone.
     """
-    b, m = has.shape
-    owner, notes = jnp.arange(b), notes or {}
-    of_targets = {key: jnp.repeat(note, m, axis=0) for key, note in notes.items()}
-    of_targets |= {key: note.reshape(b * m, *note.shape[2:]) for key, note in (target_notes or {}).items()}
-    targets = Rows(target.reshape(b * m, -1), jnp.repeat(owner, m), has.reshape(-1), of_targets)
-    return Rows(emb, owner, has.any(1), notes), targets
+    m = has.shape[1]
+    of_shapes = {key: jnp.repeat(note, m, axis=0) for key, note in shapes.notes.items()}
+    own = {key: note.reshape(-1, *note.shape[2:]) for key, note in (notes or {}).items()}
+    owner = jnp.repeat(shapes.owner, m)
+    return Rows(emb.reshape(len(owner), -1), owner, has.reshape(-1), {**of_shapes, **own})
 
 
 def normalize(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
@@ -82,42 +84,104 @@ def normalize(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
     return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-12)
 
 
-def contrastive(
-    shapes: Rows, targets: Rows, logit_scale: Float[Array, ""], form: Form | None = None, block: int = BLOCK
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """(loss, what shapes see): the mean of the shape-to-target and target-to-shape cross-entropies.
+@dataclass(frozen=True)
+class Task:
+    """Targets that the shapes shall find, and be found by."""
+
+    targets: Rows  # as many for each shape as for the next, in the shapes' order
+    logit_scale: Float[Array, ""]  # the factor on cosines, exp of the learnt parameter
+    form: Form = field(default_factory=Form)
+
+
+Outcome = tuple[Float[Array, ""], dict[str, Float[Array, ""]]]
+
+
+def contrastive(shapes: Rows, tasks: Sequence[Task], block: int = BLOCK) -> list[Outcome]:
+    """(loss, what shapes see) of each task: the loss is the mean of the shape-to-target and target-to-shape
+    cross-entropies.
 
     A row's loss is the mean over its wanted partners w of -log(exp(l_w) / (exp(l_w) + other wanted +
     negatives)), l being logit_scale times the cosine. No target at all gives loss 0.
     Shapes see "top1", the share of them whose best target is a wanted one, and with `ignored` also
     "ignored_pairs", how many targets are left out for a shape on average.
 
+    Rows that are split over devices are exchanged once for all tasks, in the type that they come in, and so
+    is the gradient of the shapes, in float32.
+
     Args:
-      shapes: emb (B, D); has: those that have a target. targets: emb (K, D), one or more for each shape.
-      logit_scale: the factor on cosines, exp of the learnt parameter.
-      block: rows of the other side whose logits are held at once; K or more: no blocks.
+      shapes: emb (B, D). Those without a target take no part in a task.
+      block: rows of the other side whose logits are held at once; all of them or more: no blocks.
     """
-    form = form or Form()
-    unit = [Rows(normalize(r.emb), r.owner, r.has, r.notes) for r in (shapes, targets)]
-    forth, seen = _one_way(unit[0], unit[1], logit_scale, form, block, forward=True)
-    back, _ = _one_way(unit[1], unit[0], logit_scale, form, block, forward=False)
-    return 0.5 * (forth + back), seen
+    forms = [task.form for task in tasks]
+    tensors = shapes, [task.targets for task in tasks], [task.logit_scale for task in tasks]
+    mesh, axes, devices = batch_axes(shapes.emb)
+    if devices == 1 or len(shapes.has) % devices:
+        return _by_device(forms, block, (), *tensors)
+    rows = PartitionSpec(axes)
+    return jax.shard_map(
+        functools.partial(_by_device, forms, block, axes),
+        mesh=mesh,
+        in_specs=(rows, rows, PartitionSpec()),
+        out_specs=PartitionSpec(),
+        axis_names=set(axes),
+        check_vma=False,
+    )(*tensors)
+
+
+def _by_device(
+    forms: list[Form], block: int, axes: Axes, shapes: Rows, targets: list[Rows], scales: list[Array]
+) -> list[Outcome]:
+    """`contrastive`, of a device's own rows and all devices' together."""
+    every_shape, found = _everywhere(shapes, axes), []
+    for form, own, scale in zip(forms, targets, scales, strict=True):
+        every = _everywhere(own, axes)
+        seeking = _with_targets(shapes, own)
+        forth, seen = _one_way(seeking, every, scale, form, block, axes, forward=True)
+        back, _ = _one_way(own, _with_targets(every_shape, every), scale, form, block, axes, forward=False)
+        found.append((0.5 * (forth + back), seen))
+    return found
+
+
+def _with_targets(shapes: Rows, targets: Rows) -> Rows:
+    """The shapes, those without a target as padding."""
+    return dataclasses.replace(shapes, has=targets.has.reshape(len(shapes.has), -1).any(1))
+
+
+def _everywhere(rows: Rows, axes: Axes) -> Rows:
+    """The rows of all devices."""
+    if not axes:
+        return rows
+    rest = (rows.owner, rows.has, rows.notes)
+    rest = jax.tree.map(lambda x: jax.lax.all_gather(x, axes, tiled=True), rest)
+    return Rows(_gather(rows.emb.dtype, axes, rows.emb.astype(jnp.float32)), *rest)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _gather(wire: Any, axes: Axes, x: Float[Array, "n D"]) -> Float[Array, "N D"]:
+    """The rows of all devices, sent as type `wire`; the gradient to each comes back summed in float32."""
+    return jax.lax.all_gather(x.astype(wire), axes, tiled=True).astype(jnp.float32)
+
+
+_gather.defvjp(
+    lambda wire, axes, x: (_gather(wire, axes, x), None),
+    lambda wire, axes, _, g: (jax.lax.psum_scatter(g, axes, tiled=True),),
+)
 
 
 def _one_way(
-    rows: Rows, keys: Rows, scale: Array, form: Form, block: int, forward: bool
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """(mean loss, what they see) of `rows`, each to find its partners among `keys`; rows are shapes if
-    `forward`."""
-    rows = jax.tree.map(split_rows, rows)
+    rows: Rows, keys: Rows, scale: Array, form: Form, block: int, axes: Axes, forward: bool
+) -> Outcome:
+    """(mean loss, what they see) of all devices' `rows`, each to find its partners among `keys`; rows are
+    shapes if `forward`."""
     count = len(keys.has)
-    keys = jax.tree.map(whole, keys)
     blocks = _blocks(keys, block) if count > block else None
+    unit = normalize(rows.emb.astype(jnp.float32))
 
     def related(part: Rows) -> tuple[Array, Array, Array, Array]:
         """(logits, wanted, negative, ignored), each (rows, keys of the part)."""
         pair = (lambda f: f(rows, part)) if forward else (lambda f: f(part, rows).T)
-        logits = scale * jnp.matmul(rows.emb, part.emb.T, precision=jax.lax.Precision.HIGHEST)
+        keys = normalize(part.emb.astype(jnp.float32))
+        logits = scale * jnp.matmul(unit, keys.T, precision=jax.lax.Precision.HIGHEST)
         both = rows.has[:, None] & part.has
         wanted = rows.owner[:, None] == part.owner
         if form.positives is not None:
@@ -176,11 +240,14 @@ def _one_way(
         loss = over_blocks(compete, zero) / counted
     else:
         loss = jnp.logaddexp(seen["wanted"], negatives) - seen["wanted_sum"] / counted
-    total = jnp.maximum(rows.has.sum(), 1)
-    found = {"top1": (seen["hit"] & rows.has).sum() / total}
+    sums = {"has": rows.has.sum(), "loss": jnp.where(rows.has, loss, 0).sum()}
+    sums |= {"hit": (seen["hit"] & rows.has).sum(), "ignored": seen["ignored"].sum(), "rows": len(rows.has)}
+    sums = jax.lax.psum(sums, axes) if axes else sums
+    total = jnp.maximum(sums["has"], 1)
+    found = {"top1": sums["hit"] / total}
     if form.ignored is not None:
-        found["ignored_pairs"] = seen["ignored"].sum() / len(rows.has)
-    return jnp.where(rows.has, loss, 0).sum() / total, found
+        found["ignored_pairs"] = sums["ignored"] / sums["rows"]
+    return sums["loss"] / total, found
 
 
 def _negatives(form: Form, seen: dict[str, Array], logits: Array, negative: Array) -> dict[str, Array]:

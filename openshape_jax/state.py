@@ -101,18 +101,24 @@ def loss(
         notes |= losses.pair_notes(image, text, has_both, batch["group"])
         ignored = losses.false_negatives(c.false_negative_margin)
     form = losses.Form(None, ignored, c.hardness, c.top_k, c.decoupled)
-    scales = {kind: _scale(params, kind) for kind in PROJECTIONS}
-    total, metrics = jnp.zeros(()), {}
-    for kind, weight in (("text", c.text_weight), ("image", c.image_weight)):
-        target = project(params, kind, batch[kind])
-        ids = {"text_id": batch["text_id"]} if kind == "text" else {}
-        positives = losses.shared_text if kind == "text" and c.class_aware else None
-        shapes, targets = losses.rows(emb, target, batch[f"has_{kind}"], notes, ids)
-        value, seen = losses.contrastive(
-            shapes, targets, scales[kind], dataclasses.replace(form, positives=positives)
+    shared = dataclasses.replace(form, positives=losses.shared_text) if c.class_aware else form
+    shapes = losses.shapes(emb.astype(config.model.dtype), notes)  # in the type that the encoder made it in
+    tasks = {
+        kind: losses.Task(
+            losses.targets(shapes, project(params, kind, batch[kind]), batch[f"has_{kind}"], ids),
+            _scale(params, kind),
+            of_kind,
         )
-        total += weight * value
-        metrics |= {f"{kind}_loss": value, f"{kind}_logit_scale": scales[kind]}
+        for kind, of_kind, ids in (
+            ("text", shared, {"text_id": batch["text_id"]}),
+            ("image", form, {}),
+        )
+    }
+    outcomes = losses.contrastive(shapes, list(tasks.values()))
+    total, metrics = jnp.zeros(()), {}
+    for (kind, task), (value, seen) in zip(tasks.items(), outcomes, strict=True):
+        total += {"text": c.text_weight, "image": c.image_weight}[kind] * value
+        metrics |= {f"{kind}_loss": value, f"{kind}_logit_scale": task.logit_scale}
         metrics |= {f"{kind}_{name}": found for name, found in seen.items()}
     if "image_logit_scale" not in params:
         metrics["logit_scale"] = metrics.pop("text_logit_scale")

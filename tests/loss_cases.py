@@ -18,14 +18,15 @@ def contrastive(x, t, scale, has=None, positives=None, ignored=None, block=losse
     t = jnp.asarray(t) if np.ndim(t) == 3 else jnp.asarray(t)[:, None]
     has = jnp.ones(t.shape[:2], bool) if has is None else jnp.asarray(has).reshape(t.shape[:2])
     form = losses.Form(relation(positives), relation(ignored), **form)
-    loss, seen = losses.contrastive(
-        *losses.rows(jnp.asarray(x), t, has), jnp.float32(scale), form, block=block
-    )
+    shapes = losses.shapes(jnp.asarray(x))
+    task = losses.Task(losses.targets(shapes, t, has), jnp.float32(scale), form)
+    [(loss, seen)] = losses.contrastive(shapes, [task], block)
     return loss, seen["top1"]
 
 
 def false_negatives(image, text, has_both, group, margin):
     """(B, B) as `losses.false_negatives` finds them."""
     notes = losses.pair_notes(image, text, has_both, group)
-    shapes, targets = losses.rows(image, text[:, None], jnp.ones((len(text), 1), bool), notes)
+    shapes = losses.shapes(image, notes)
+    targets = losses.targets(shapes, text[:, None], jnp.ones((len(text), 1), bool))
     return losses.false_negatives(margin)(shapes, targets)

@@ -118,6 +118,24 @@ def test_bundles_of_nested_loops():
     assert hlo.bundles(text) == 2 + 6 * (3 + 10 * 3)
 
 
+def test_kernels_take_as_long_as_their_program_or_their_memory(tmp_path):
+    """Two equal kernels of which one is compiled, and one without many instructions but with much to read."""
+    call = (
+        '  %{name} = f32[1024]{{0}} custom-call(%a), custom_call_target="tpu_custom_call", '
+        "operand_layout_constraints={{f32[{size}]{{0}}, s32[4]{{0}}}}, metadata={{}}, "
+        'backend_config={{"custom_call_config":{{"body":"{body}"}}}}'
+    )
+    kernels = [("one.1", 1024, "AA"), ("one.2", 1024, "AA"), ("two.1", 1 << 20, "BB")]
+    lines = [call.format(name=name, size=size, body=body) for name, size, body in kernels]
+    text = "\n".join(["ENTRY %main (a: f32[1]) -> f32[1024] {", *lines, "}", ""])
+    for number, name, bundles in ((0, "one.1", 5000), (1, "two.1", 10)):
+        program = "\n".join(f"  {i:#x}   :  {{ %a = vadd }}" for i in range(bundles))
+        (tmp_path / f"{number}-{name}-77-final_bundles.txt").write_text(program)
+    chip = dryrun.Chip(flops=1.0, hbm=1.0, bandwidth=4e9, link=1.0, clock=2e9)
+    found = dryrun.kernel_cycles(tmp_path, text, chip)
+    assert found == {"one.1": 5000, "one.2": 5000, "two.1": (4096 + (4 << 20) + 16) / 2}
+
+
 def test_formula_of_model_flops_against_xla():
     """XLA counts sums, norms and the search for patches too: up to 5 % more at this size."""
     m = config_lib.ModelConfig(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from openshape_jax.ops import attention_tpu, gather_tpu, patch_tpu
+from openshape_jax.ops import attention_tpu, gather_tpu, norm, norm_tpu, patch_tpu
 
 attention = importlib.import_module("openshape_jax.ops.attention")  # the package's name is the function's
 
@@ -42,6 +42,32 @@ def test_attention_keeps_large_logits_finite():
     slope = attention_tpu.backward(qkv, jnp.ones((1, 16, 128), jnp.bfloat16), 16, interpret=True)
     np.testing.assert_allclose(np.asarray(out, np.float32), 100)
     assert np.isfinite(np.asarray(slope, np.float32)).all()
+
+
+# One strip of rows, and several programs of an odd number of strips.
+@pytest.mark.parametrize("shape", [(2, 8, 128), (3, 528, 128)])
+@pytest.mark.parametrize("added", [False, True])
+def test_norm_and_its_gradients(shape, added):
+    draw = np.random.default_rng(0)
+    x, branch, g, beside = (jnp.asarray(2 + draw.normal(size=shape), jnp.float32) for _ in range(4))
+    bias, scale, shift = (jnp.asarray(draw.normal(size=shape[-1:]), jnp.float32) for _ in range(3))
+
+    def definition(x, branch, bias, scale, shift):
+        total = x + branch + bias if added else x
+        return total, norm.plain(total, scale, shift)
+
+    wanted, pull = jax.vjp(definition, x, branch, bias, scale, shift)
+    got = norm_tpu.forward(x, branch if added else None, bias, scale, shift, norm.EPS, interpret=True)
+    for one, exact in zip(got, wanted if added else wanted[1:], strict=True):
+        np.testing.assert_allclose(one, exact, atol=1e-5)
+    to_x, _, to_bias, *exact = pull((beside if added else jnp.zeros(shape), g))
+    grad, *shares = norm_tpu.backward(
+        wanted[0], scale, g, beside if added else None, norm.EPS, interpret=True
+    )
+    np.testing.assert_allclose(grad, to_x, atol=1e-5)
+    for share, one in zip(shares, [*exact, to_bias] if added else exact, strict=added):
+        assert share.shape == (8, shape[-1])
+        np.testing.assert_allclose(share.sum(0), one, rtol=1e-4, atol=2e-3)
 
 
 def test_patch_features_and_their_gradients():

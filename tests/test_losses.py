@@ -118,15 +118,11 @@ def test_rows_without_target_change_nothing():
 def test_class_aware_loss_does_not_push_equal_texts_apart():
     t = np.eye(4, dtype=np.float32)[[0, 0, 1, 2]]
     ids = jnp.array([3, 3, 5, 7])
-    pair = losses.rows(
-        jnp.asarray(t),
-        t[:, None],
-        jnp.ones((4, 1), bool),
-        {"text_ids": ids[:, None]},
-        {"text_id": ids[:, None]},
-    )
-    aware = losses.contrastive(*pair, jnp.float32(100.0), losses.Form(losses.shared_text))[0]
-    plain = losses.contrastive(*pair, jnp.float32(100.0))[0]
+    shapes = losses.shapes(jnp.asarray(t), {"text_ids": ids[:, None]})
+    own = losses.targets(shapes, t[:, None], jnp.ones((4, 1), bool), {"text_id": ids[:, None]})
+    forms = losses.Form(losses.shared_text), losses.Form()
+    found = losses.contrastive(shapes, [losses.Task(own, jnp.float32(100.0), form) for form in forms])
+    (aware, _), (plain, _) = found
     # Two of four rows share their text: at best each of the two gets probability 1/2.
     np.testing.assert_allclose([aware, plain], [np.log(2) / 2] * 2, atol=1e-4)
     grad = jax.grad(lambda x: contrastive(x, t, 100.0, None, ids[:, None] == ids)[0])(jnp.asarray(t))
@@ -159,13 +155,9 @@ def test_shared_text():
     text_ids = jnp.array([[1, 2, -1], [2, -1, -1], [-1, -1, -1], [1, -1, -1]])
     drawn = jnp.array([2, 2, -1, 1])
     expected = [[1, 1, 0, 1], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1]]
-    shapes, targets = losses.rows(
-        jnp.zeros((4, 2)),
-        jnp.zeros((4, 1, 2)),
-        jnp.ones((4, 1), bool),
-        {"text_ids": text_ids},
-        {"text_id": drawn[:, None]},
-    )
+    shapes = losses.shapes(jnp.zeros((4, 2)), {"text_ids": text_ids})
+    own = {"text_id": drawn[:, None]}
+    targets = losses.targets(shapes, jnp.zeros((4, 1, 2)), jnp.ones((4, 1), bool), own)
     np.testing.assert_array_equal(losses.shared_text(shapes, targets), np.array(expected, bool))
 
 
@@ -182,10 +174,11 @@ def test_accuracy_counts_any_positive():
 def test_ignored_pairs_are_counted():
     x, t = inputs()
     _, ignored = relations()
-    pair = losses.rows(jnp.asarray(x), t, jnp.ones((7, 1), bool))
+    shapes = losses.shapes(jnp.asarray(x))
+    own = losses.targets(shapes, t, jnp.ones((7, 1), bool))
+    task = losses.Task(own, jnp.float32(9.0), losses.Form(ignored=relation(ignored)))
     for block in (2, 7):
-        form = losses.Form(ignored=relation(ignored))
-        seen = losses.contrastive(*pair, jnp.float32(9.0), form, block)[1]
+        [(_, seen)] = losses.contrastive(shapes, [task], block)
         np.testing.assert_allclose(seen["ignored_pairs"], (ignored & ~np.eye(7, dtype=bool)).sum() / 7)
 
 

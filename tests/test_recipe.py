@@ -280,6 +280,8 @@ def test_class_aware_positives_are_found_among_all_texts_of_a_shape(config, monk
     def also(shapes: losses.Rows, targets: losses.Rows):
         return (shapes.owner[:, None] == 5) & (jnp.arange(len(targets.owner)) == 3 * 2 + 1)
 
-    pair = losses.rows(jnp.asarray(emb), rows["text"], rows["has_text"])
-    expected = losses.contrastive(*pair, jnp.float32(5.0), losses.Form(positives=also))[0]
+    shapes = losses.shapes(jnp.asarray(emb))
+    targets = losses.targets(shapes, rows["text"], rows["has_text"])
+    task = losses.Task(targets, jnp.float32(5.0), losses.Form(positives=also))
+    [(expected, _)] = losses.contrastive(shapes, [task])
     np.testing.assert_allclose(metrics["text_loss"], expected, rtol=1e-5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from jaxtyping import Array, Float
 
 from openshape_jax.config import ModelConfig
 from openshape_jax.ops.attention import HEAD_DIM, first_attention, pair_heads, pairs_heads, self_attention
-from openshape_jax.ops.norm import add_norm, layer_norm
+from openshape_jax.ops.norm import add_norm, layer_norm, norm_kernel
 from openshape_jax.ops.placement import platform, split_rows
 
 SUBLANES = 8  # rows of a TPU's registers
@@ -51,68 +52,122 @@ class Transformer(nnx.Module):
         """The first token after all blocks; in the last block no other token is wanted, and none is made."""
         c, count = self.config, tokens.shape[1]
         weights = {k: v[...] for k, v in vars(self).items() if isinstance(v, nnx.Param)}
-
-        where = platform(tokens)
-        # What is cheaper to compute again than to keep; on CPUs and GPUs the GELU alone. In a loop nothing
-        # could be shared with the first time, and a TPU fuses more when it is not told to keep both apart.
-        looped = functools.partial(jax.checkpoint, prevent_cse=False)
-        curve = _gelu_by_tanh if where == "gpu" and c.dtype != "float32" else _gelu
-        again, gelu = (looped, looped(curve)) if where == "tpu" else (_as_is, jax.checkpoint(curve))
-        paired = pairs_heads(where, c.dtype, c.heads, count)
-
-        def norm(x, branch, scale, shift):
-            """(x + branch, products(kernel, bias, rows) of the norm of it)"""
-            if where == "gpu":
-                x, normed = add_norm(x, branch, scale, shift)
-                return x, lambda *to, rows=slice(None): dense(normed[:, rows], *to)
-            x = x if branch is None else x + branch
-            return x, lambda *to, rows=slice(None): again(_norm_dense)(x[:, rows], scale, shift, *to)
-
-        def block(carry, layer, mix):
-            w, path = layer
-            x, branch = carry
-            a, b = (None, None) if path is None else path[..., None, None].astype(x.dtype)
-            x, products = norm(x, branch, w["norm1_scale"], w["norm1_bias"])
-            mixed = mix(products, w["qkv"])
-            branch = _times(dense(mixed, w["out_kernel"], w["out_bias"]), a)
-            x, products = norm(x[:, : mixed.shape[1]], branch, w["norm2_scale"], w["norm2_bias"])
-            h = products(w["up_kernel"], w["up_bias"])
-            h = again(lambda h, *to: dense(gelu(h), *to))(h, w["down_kernel"], w["down_bias"])
-            h = _times(h, b)
-            # On GPUs a sum is made where it is normed: by the next block.
-            return (split_rows(x), split_rows(h)) if where == "gpu" else (split_rows(x + h), None)
-
-        def of_all(products, kernel):
-            return self_attention(products(kernel), c.heads, count, paired)
-
-        def of_first(products, kernel):
-            inner = c.heads * HEAD_DIM
-            q = products(kernel[:, :inner], rows=slice(1))
-            return first_attention(q, products(kernel[:, inner:], rows=slice(count)), c.heads)
-
+        # Whole registers on TPUs: what is seen as (B R, D) and as (B, R, D) in turn is not copied.
+        padding = -count % SUBLANES if platform(tokens) == "tpu" else 0
+        x = jnp.pad(tokens, ((0, 0), (0, padding), (0, 0))).reshape(-1, c.dim)
+        form = _Form.of(c, x, len(tokens), count, paths is not None)
+        bias = jnp.zeros(c.dim) if form.late_bias else None
+        carry = (x, jnp.zeros_like(x) if form.late else None, bias)
         kept = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if c.remat_policy == "dots" else None
         step = functools.partial(jax.checkpoint, policy=kept) if c.remat else _as_is
-        # Whole registers of tokens: else a TPU copies whatever is seen as (B·T, D) and as (B, T, D) in turn.
-        spare = -count % SUBLANES if where == "tpu" else 0
-        x = jnp.pad(tokens, ((0, 0), (0, spare), (0, 0))) if spare else tokens
-        carry = (x, jnp.zeros_like(x) if where == "gpu" else None)
         layers = (weights, paths)
         if (depth := c.depth - 1) > 0:
             # A loop copies what it keeps for its backward pass: up to 1.7 times as slow on CPUs, 1.14 times
-            # on GPUs; on TPUs 1.07 times (experiments/tpu_dryrun), where it compiles twice as fast.
-            body = step(lambda carry, layer: block(carry, layer, of_all))
-            first = jax.tree.map(lambda v: v[:-1], layers)
-            if paired:
-                first[0]["qkv"] = pair_heads(first[0]["qkv"])
-            unroll = 1 if where == "tpu" else depth
-            carry = jax.lax.scan(lambda now, layer: (body(now, layer), None), carry, first, unroll=unroll)[0]
-        last = jax.tree.map(lambda v: v[-1], layers)
-        x, branch = step(lambda carry, layer: block(carry, layer, of_first))(carry, last)
-        return (x if branch is None else x + branch)[:, 0]
+            # on GPUs, 1.2 times on TPUs (experiments/tpu_dryrun).
+            body, first = step(form.block), jax.tree.map(lambda v: v[:-1], layers)
+            carry = jax.lax.scan(lambda now, layer: (body(now, layer), None), carry, first, unroll=depth)[0]
+        final = functools.partial(form.block, last=True)
+        return _sum(*step(final)(carry, jax.tree.map(lambda v: v[-1], layers)))
 
 
-def _times(branch: Array, path: Float[Array, "B 1 1"] | None) -> Array:
-    return branch if path is None else branch * path
+# (rows (B R, D), what is still to be added to them, the bias that this still lacks)
+Carry = tuple[Array, Array | None, Array | None]
+
+
+@dataclass(frozen=True)
+class _Form:
+    """A block as a platform does it, on rows (B R, D): the R rows of a cloud are its tokens, then padding."""
+
+    platform: str
+    heads: int
+    clouds: int  # B
+    tokens: int  # of each cloud
+    paired: bool  # attention is a kernel that takes the columns of `pair_heads`
+    late: bool  # a sum is made where it is normed, by the kernel that norms
+    late_bias: bool  # and adds the bias too: the bias's gradient is a sum over rows
+    gelu: Callable[[Array], Array]
+
+    @classmethod
+    def of(
+        cls, config: ModelConfig, x: Float[Array, "R D"], clouds: int, tokens: int, has_paths: bool
+    ) -> _Form:
+        c, where = config, platform(x)
+        # Computed again for gradients, a block keeps its sum alone.
+        late = norm_kernel(x) is not None and not c.remat
+        return cls(
+            platform=where,
+            heads=c.heads,
+            clouds=clouds,
+            tokens=tokens,
+            paired=pairs_heads(where, c.dtype, c.heads, tokens),
+            late=late,
+            late_bias=late and where == "tpu" and not has_paths,
+            gelu=_gelu_by_tanh if where == "gpu" and c.dtype != "float32" else _gelu,
+        )
+
+    def block(self, carry: Carry, layer: tuple[dict[str, Array], Array | None], last: bool = False) -> Carry:
+        """Attention and MLP; of the last block the first token of each cloud alone, (B, D)."""
+        w, paths = layer
+        if self.platform == "tpu":
+            w = {k: _apart(v.astype(carry[0].dtype)) if v.ndim == 2 else v for k, v in w.items()}
+        to_attention, to_mlp = (None, None) if paths is None else paths
+        x, normed = _sum_norm(*carry, w["norm1_scale"], w["norm1_bias"])
+        mixed = (self.attend_first if last else self.attend)(normed, w["qkv"])
+        added = self.branch(mixed, w["out_kernel"], w["out_bias"], to_attention)
+        x, normed = _sum_norm(self.first(x) if last else x, *added, w["norm2_scale"], w["norm2_bias"])
+        h = dense(normed, w["up_kernel"], w["up_bias"])
+        added, bias = self.down(h, w["down_kernel"], w["down_bias"], to_mlp)
+        return (split_rows(x), split_rows(added), bias) if self.late else (split_rows(x + added), None, None)
+
+    def first(self, rows: Array) -> Array:
+        """The first token of each cloud, (B, D)."""
+        return self.by_cloud(rows)[:, 0]
+
+    def by_cloud(self, rows: Float[Array, "BR F"]) -> Float[Array, "B R F"]:
+        return rows.reshape(self.clouds, -1, rows.shape[1])
+
+    def attend(self, normed: Array, kernel: Array) -> Array:
+        if self.paired:
+            qkv = _apart(dense(normed, jax.lax.optimization_barrier(pair_heads(kernel))))
+        else:
+            qkv = dense(normed, kernel)
+        mixed = self_attention(self.by_cloud(qkv), self.heads, self.tokens, self.paired)
+        return mixed.reshape(len(normed), -1)
+
+    def attend_first(self, normed: Array, kernel: Array) -> Array:
+        q, k, v = jnp.split(kernel, 3, axis=1)
+        k, v = (self.by_cloud(dense(normed, part)) for part in (k, v))
+        return first_attention(dense(self.first(normed), q), k, v, self.heads, self.tokens)
+
+    def branch(
+        self, x: Array, kernel: Array, bias: Array, path: Float[Array, B] | None
+    ) -> tuple[Array, Array | None]:
+        """(what is added to the rows, the bias that it still lacks)"""
+        if self.late_bias:
+            return dense(x, kernel), bias
+        made = dense(x, kernel, bias)
+        if path is None:
+            return made, None
+        return made * jnp.repeat(path.astype(made.dtype), len(made) // self.clouds)[:, None], None
+
+    def down(self, h: Array, *to: Any) -> tuple[Array, Array | None]:
+        """`branch` of GELU(h): the GELU, or what it needs, is cheaper to compute again than to keep."""
+        if self.platform == "tpu":
+            return jax.checkpoint(lambda h, *to: self.branch(self.gelu(h), *to))(_apart(h), *to)
+        return self.branch(jax.checkpoint(self.gelu)(h), *to)
+
+
+def _sum(x: Array, added: Array | None, bias: Array | None) -> Array:
+    if added is None:
+        return x
+    return x + (added if bias is None else added + bias.astype(x.dtype))
+
+
+def _sum_norm(
+    x: Array, added: Array | None, bias: Array | None, scale: Array, shift: Array
+) -> tuple[Array, Array]:
+    """(x with what is to be added, its layer norm)"""
+    return (x, layer_norm(x, scale, shift)) if added is None else add_norm(x, added, scale, shift, bias)
 
 
 def dense(
@@ -123,6 +178,15 @@ def dense(
     if bias is not None:
         y = y + bias.astype(x.dtype)
     return y.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+@jax.custom_vjp
+def _apart(x: Array) -> Array:
+    """x, made before anything that uses it: a TPU would make it within a product, more often than once."""
+    return jax.lax.optimization_barrier(x)
+
+
+_apart.defvjp(lambda x: (_apart(x), None), lambda _, g: (g,))
 
 
 def _as_is(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -150,7 +214,3 @@ def _gelu_by_tanh_slope(x: Array, g: Array) -> tuple[Array]:
 
 
 _gelu_by_tanh.defvjp(lambda x: (_gelu_by_tanh(x), x), _gelu_by_tanh_slope)
-
-
-def _norm_dense(x: Array, scale: Array, shift: Array, kernel: Array, bias: Array | None = None) -> Array:
-    return dense(layer_norm(x, scale, shift), kernel, bias)

@@ -71,11 +71,19 @@ def self_attention(
 
 
 def first_attention(
-    q: Float[Array, "B 1 HD"], kv: Float[Array, "B T 2HD"], heads: int
-) -> Float[Array, "B 1 HD"]:
-    """`attention` of one query to all T tokens; kv: keys and values in the columns (2, heads, D)."""
-    k, v = jnp.moveaxis(kv.reshape(*kv.shape[:2], 2, heads, -1), 2, 0)
-    return plain(q.reshape(len(q), 1, heads, -1), k, v).reshape(q.shape)
+    q: Float[Array, "B HD"], k: Float[Array, "B T HD"], v: Float[Array, "B T HD"], heads: int, tokens: int
+) -> Float[Array, "B HD"]:
+    """`attention` of one query to the T tokens, of which `tokens` at the front take part.
+
+    Each head has a row of its own, the columns of the others zero: keys and values are taken as they lie.
+    """
+    mine = jnp.repeat(jnp.eye(heads, dtype=q.dtype), q.shape[1] // heads, axis=1)  # (H, HD)
+    logits = jnp.einsum("bhc,btc->bht", q[:, None] * mine, k, preferred_element_type=jnp.float32)
+    logits = logits * (q.shape[1] // heads) ** -0.5
+    if tokens < k.shape[1]:
+        logits = jnp.where(jnp.arange(k.shape[1]) < tokens, logits, -jnp.inf)
+    weights = jax.nn.softmax(logits, axis=-1).astype(q.dtype)
+    return (jnp.einsum("bht,btc->bhc", weights, v) * mine).sum(1)
 
 
 def plain(q: Array, k: Array, v: Array) -> Array:

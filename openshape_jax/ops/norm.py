@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -9,7 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from openshape_jax.ops.attention import HALF
-from openshape_jax.ops.dispatch import by_device, gpu_kernels
+from openshape_jax.ops.dispatch import by_device, gpu_kernels, has_kernels
+from openshape_jax.ops.placement import batch_axes, platform
 
 EPS = 1e-5  # of PyTorch's layer and batch norms
 
@@ -18,7 +20,8 @@ def layer_norm(
     x: Float[Array, "... D"], scale: Float[Array, " D"], shift: Float[Array, " D"]
 ) -> Float[Array, "... D"]:
     """x to mean 0 and variance 1 along its last axis, times scale, plus shift: in float32, then x's type."""
-    return _kernel(x, None, scale, shift)[0] if _has_kernel(x) else plain(x, scale, shift)
+    where = norm_kernel(x)
+    return _kernel(where, x, None, None, scale, shift)[0] if where else plain(x, scale, shift)
 
 
 def add_norm(
@@ -26,10 +29,14 @@ def add_norm(
     branch: Float[Array, "... D"],
     scale: Float[Array, " D"],
     shift: Float[Array, " D"],
+    bias: Float[Array, " D"] | None = None,
 ) -> tuple[Float[Array, "... D"], Float[Array, "... D"]]:
-    """(x + branch, its `layer_norm`)."""
-    if _has_kernel(x):
-        return _kernel(x, branch, scale, shift)
+    """(x + (branch + bias), its `layer_norm`)."""
+    where = norm_kernel(x)
+    if bias is not None and where != "tpu":
+        branch, bias = branch + bias.astype(branch.dtype), None
+    if where:
+        return _kernel(where, x, branch, bias, scale, shift)
     return x + branch, plain(x + branch, scale, shift)
 
 
@@ -45,30 +52,54 @@ def plain(x: Array, scale: Array, shift: Array) -> Array:
     return (centred * jax.lax.rsqrt(var + EPS) * scale + shift).astype(x.dtype)
 
 
-def _has_kernel(x: Array) -> bool:
-    return x.dtype in HALF and x.ndim == 3 and gpu_kernels(x)
+def norm_kernel(x: Array) -> str | None:
+    """Whose kernels take x: "tpu", "gpu" or None; only float16 or bfloat16.
+
+    On TPUs a device's rows come in sixteens and columns in 128s.
+    """
+    if x.dtype not in HALF:
+        return None
+    if platform(x) == "tpu" and has_kernels("tpu"):
+        devices = batch_axes(x)[2]
+        own = x.size // x.shape[-1] // (devices if x.shape[0] % devices == 0 else 1)
+        return None if own % 16 or x.shape[-1] % 128 else "tpu"
+    return "gpu" if gpu_kernels(x) else None
 
 
-@jax.custom_vjp
-def _kernel(x: Array, branch: Array | None, scale: Array, shift: Array) -> Any:
-    """(x + branch, its norm), or (the norm of x,) without a branch."""
-    return _forward(x, branch, scale, shift)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _kernel(
+    where: str, x: Array, branch: Array | None, bias: Array | None, scale: Array, shift: Array
+) -> Any:
+    """(x + (branch + bias), its norm), or (the norm of x,) without a branch."""
+    return _forward(where, x, branch, bias, scale, shift)[0]
 
 
-def _forward(x: Array, branch: Array | None, scale: Array, shift: Array) -> tuple[Any, tuple[Any, ...]]:
-    from openshape_jax.ops import norm_gpu  # here, as importing Pallas takes a quarter of a second
+def _forward(
+    where: str, x: Array, branch: Array | None, bias: Array | None, scale: Array, shift: Array
+) -> tuple[Any, tuple[Any, ...]]:
+    # Here, as importing Pallas takes a quarter of a second.
+    if where == "tpu":
+        from openshape_jax.ops import norm_tpu
 
-    out = by_device(lambda x, b, s, t: norm_gpu.forward(x, b, s, t, EPS), 2)(x, branch, scale, shift)
-    return out, (x if branch is None else out[0], scale)
+        zero = jnp.zeros_like(scale) if bias is None else bias
+        out = by_device(lambda *args: norm_tpu.forward(*args, EPS), 3)(x, branch, zero, scale, shift)
+    else:
+        from openshape_jax.ops import norm_gpu
+
+        out = by_device(lambda x, b, s, t: norm_gpu.forward(x, b, s, t, EPS), 2)(x, branch, scale, shift)
+    return out, (x if branch is None else out[0], scale, bias)
 
 
-def _backward(kept: tuple[Any, ...], slopes: tuple[Array, ...]) -> tuple[Any, ...]:
-    from openshape_jax.ops import norm_gpu
+def _backward(where: str, kept: tuple[Any, ...], slopes: tuple[Array, ...]) -> tuple[Any, ...]:
+    from openshape_jax.ops import norm_gpu, norm_tpu
 
+    x, scale, bias = kept
     *beside, g = slopes  # the gradient to the sum, if there was one
-    run = by_device(lambda x, g, b, s: norm_gpu.backward(x, s, g, b, EPS), 1)
-    grad, *shares = run(kept[0], g, beside[0] if beside else None, kept[1])
-    return grad, grad if beside else None, *(share.sum(0) for share in shares)
+    made = norm_tpu if where == "tpu" else norm_gpu
+    run = by_device(lambda x, g, b, s: made.backward(x, s, g, b, EPS), 1)
+    grad, *shares = run(x, g, beside[0] if beside else None, scale)
+    to_scale, to_shift, *to_bias = (share.sum(0) for share in shares)
+    return grad, grad if beside else None, None if bias is None else to_bias[0], to_scale, to_shift
 
 
 _kernel.defvjp(_forward, _backward)

@@ -20,14 +20,14 @@ PROGRAMS = 1056  # of the gradients, each with sums over its rows: eight for eac
 
 
 def forward(
-    x: Float[Array, "B T D"],
-    branch: Float[Array, "B T D"] | None,
+    x: Float[Array, "... D"],
+    branch: Float[Array, "... D"] | None,
     scale: Float[Array, " D"],
     shift: Float[Array, " D"],
     eps: float,
     interpret: bool = False,
 ) -> tuple[Array, ...]:
-    """(x + branch, its layer norm) (B, T, D) in x's type; without a branch the norm alone.
+    """(x + branch, its layer norm) (..., D) in x's type; without a branch the norm alone.
 
     Args:
       scale, shift: float32. eps: added to the variance.
@@ -52,14 +52,14 @@ def forward(
 
 
 def backward(
-    x: Float[Array, "B T D"],
+    x: Float[Array, "... D"],
     scale: Float[Array, " D"],
-    g: Float[Array, "B T D"],
-    beside: Float[Array, "B T D"] | None,
+    g: Float[Array, "... D"],
+    beside: Float[Array, "... D"] | None,
     eps: float,
     interpret: bool = False,
 ) -> tuple[Array, Array, Array]:
-    """The gradients to x (B, T, D) in its type, and to scale and shift as shares (n, D) float32 to be summed.
+    """The gradients to x (..., D) in its type, and to scale and shift as shares (n, D) float32 to be summed.
 
     Args:
       x: what was normed. g: the gradient to its norm.

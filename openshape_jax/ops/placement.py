@@ -9,7 +9,6 @@ too many (experiments/tpu_dryrun). These functions say what is meant. They do no
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
@@ -44,19 +43,3 @@ def split_rows(x: Array, axis: int = 0) -> Array:
     if devices == 1 or x.shape[axis] % devices:
         return x
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*[None] * axis, auto)))
-
-
-def whole(x: Array) -> Array:
-    """x with all of it on every device; a gradient to it comes back split by rows, each device's sum."""
-    if batch_axes(x)[2] == 1:
-        return x
-    return _gathered(x) if jnp.issubdtype(x.dtype, jnp.floating) else _everywhere(x)
-
-
-def _everywhere(x: Array) -> Array:
-    return jax.lax.with_sharding_constraint(x, NamedSharding(batch_axes(x)[0], PartitionSpec()))
-
-
-# Left to itself, the gradient is placed like x: it would be summed up everywhere, to be split afterwards.
-_gathered = jax.custom_vjp(_everywhere)
-_gathered.defvjp(lambda x: (_everywhere(x), None), lambda _, g: (split_rows(g),))
