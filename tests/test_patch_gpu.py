@@ -56,7 +56,7 @@ def test_training_equals_plain_xla(monkeypatch):
     (_, wanted), (slopes, _) = value_and_gradient(patch_training, chunks(x, jnp.float32), layers, slope)
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
     rows = jax.NamedSharding(mesh, jax.P("data"))
-    x, slope = jax.device_put((patch_gpu.rows(jnp.asarray(x), jnp.float32), slope), rows)
+    x, slope = jax.device_put((patch_gpu.arrange(jnp.asarray(x), jnp.float32), slope), rows)
     layers = jax.device_put(layers, sharding.replicated(mesh))
     (_, got), (found, to_points) = value_and_gradient(interpreted, x, layers, slope)
     for a, b in zip(jax.tree.leaves((got, found)), jax.tree.leaves((wanted, slopes)), strict=True):
@@ -71,7 +71,7 @@ def test_bfloat16_passes_equal_those_in_plain_xla():
     rng = np.random.default_rng(0)
     index = rng.integers(0, 16, slope.shape).astype(np.int32)
     mixed, *vectors = (rng.normal(size=s).astype(np.float32) / 8 for s in ((64, 64), *[(64,)] * 8))
-    hidden = Hidden(one.kernel, vectors[0], two.kernel, Norm(*vectors[1:6]))
+    hidden = Hidden(one.kernel, vectors[0], vectors[0], two.kernel, Norm(*vectors[1:6]))
 
     @functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
     def every(passes, x, slope, index):
@@ -82,7 +82,7 @@ def test_bfloat16_passes_equal_those_in_plain_xla():
         first = [moment[..., :9] for moment in passes.inputs(x)]
         return first[0], first[1][:9], *found, top, *more, *sums, last[0], last[1][:9], last[2]
 
-    rows = patch_gpu.rows(jnp.asarray(x), jnp.bfloat16)
+    rows = patch_gpu.arrange(jnp.asarray(x), jnp.bfloat16)
     got = every(patch_gpu.passes(interpret=True), rows, slope, index)
     wanted = every(chunked, chunks(x, jnp.bfloat16), slope[None, None], index[None, None])
     for a, b in zip(got, wanted, strict=True):
@@ -93,9 +93,9 @@ def test_the_first_of_equal_maxima_is_chosen():
     """All members but the first two are the second once more; the second tile holds nothing new."""
     x, (one, two, three), _ = inputs(256, 64, 3)
     x[:, :, 2:] = x[:, :, 1:2]
-    x = patch_gpu.rows(jnp.asarray(x), jnp.float32)
+    x = patch_gpu.arrange(jnp.asarray(x), jnp.float32)
     zero, ones = np.zeros(64, np.float32), np.ones(64, np.float32)
-    hidden = Hidden(one.kernel, zero, two.kernel, Norm(zero, ones, ones, ones, zero))
+    hidden = Hidden(one.kernel, zero, zero, two.kernel, Norm(zero, ones, ones, ones, zero))
     third = jax.jit(patch_gpu.passes(interpret=True).third, compiler_options=QUICK)
     top, index, mean, var = third(x, None, hidden, three.kernel)
     y = jax.nn.relu(jax.nn.relu(x[..., :9] @ one.kernel) @ two.kernel) @ three.kernel
@@ -122,7 +122,7 @@ def test_inference_equals_plain_layers_and_so_do_its_gradients(monkeypatch):
     monkeypatch.setattr(patch_gpu_kernels, "TILE", 8)
     grouped, layers, slope = inputs(16, 96)
     weights = [jnp.asarray(w) for kernel, _, bias in layers for w in (kernel, bias)]
-    x = patch_gpu.rows(jnp.asarray(grouped), jnp.float32)
+    x = patch_gpu.arrange(jnp.asarray(grouped), jnp.float32)
 
     def plain(*weights):
         y = jnp.asarray(grouped[0])

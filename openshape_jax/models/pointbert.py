@@ -21,7 +21,7 @@ from openshape_jax.config import ModelConfig
 from openshape_jax.models.transformer import Transformer, dense, uniform
 from openshape_jax.ops import ball_query, farthest_point_sampling, gather
 from openshape_jax.ops.norm import EPS, layer_norm
-from openshape_jax.ops.patch import patch_features, patch_kernel, patch_training_gpu
+from openshape_jax.ops.patch import patch_features, patch_kernel, patch_training_fused
 from openshape_jax.ops.patch_passes import chunk, unchunk
 from openshape_jax.ops.patch_train import Layer, patch_training
 from openshape_jax.ops.placement import platform, split_rows
@@ -92,8 +92,7 @@ class SetAbstraction(nnx.Module):
 
     The MLP runs over chunks of centres, with BatchNorm folded into the Linear before it, so that the
     activations of all S x K grouped points are never held at once. In front of a BatchNorm a bias cancels.
-    In training, `ops/patch_train.py` does it; for the kernel on TPUs the statistics follow exactly from the
-    mean m and covariance C of the Linear's input: y = W x + b has mean W m + b and variance diag(W C W^T).
+    In training, `ops/patch_train.py` does it.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
@@ -123,38 +122,34 @@ class SetAbstraction(nnx.Module):
 
         with jax.named_scope("geometry"):
             centres, grouped = jax.vmap(group)(xyz, rgb.astype(jnp.float32), starts, keep)
-        chunks = chunk(jax.lax.stop_gradient(grouped), platform(xyz))
         fused = patch_kernel(xyz, grouped.shape, c.dtype)
-        if train and fused != "tpu":
-            pairs = list(zip(self.convs, self.norms, strict=True))
+
+        def chunks() -> Array:
+            return chunk(jax.lax.stop_gradient(grouped), platform(xyz))
+
+        pairs = list(zip(self.convs, self.norms, strict=True))
+        if train:
             weights = [Layer(conv.kernel[...], norm.scale[...], norm.bias[...]) for conv, norm in pairs]
-            if fused == "gpu":
-                patch, moments = patch_training_gpu(grouped, weights)
+            if fused:
+                patch, moments = patch_training_fused(grouped, weights, fused)
             else:
-                patch, moments = patch_training(chunks.astype(c.dtype), weights)
+                patch, moments = patch_training(chunks().astype(c.dtype), weights)
                 patch = unchunk(patch, centres.shape)
             for (conv, norm), (mean, var) in zip(pairs, moments, strict=True):
                 norm.track(mean + conv.bias[...], var, grouped.size // 9)
             return centres, patch
-        layers: list[tuple[Array, Array]] = []
-        for conv, norm in zip(self.convs, self.norms, strict=True):
-            kernel, bias = conv.kernel[...], conv.bias[...]
-            if train:
-                m, cov = _moments(chunks, layers, c.dtype)
-                mean, var = m @ kernel, jnp.maximum((kernel * (cov @ kernel)).sum(0), 0)
-                norm.track(mean + bias, var, grouped.size // 9)
-            else:
-                mean, var = norm.mean[...] - bias, norm.var[...]
-            gain = norm.gain(var)
-            layers.append((kernel * gain, norm.bias[...] - mean * gain))
 
+        layers: list[tuple[Array, Array]] = []
+        for conv, norm in pairs:
+            gain = norm.gain(norm.var[...])
+            layers.append((conv.kernel[...] * gain, norm.bias[...] - (norm.mean[...] - conv.bias[...]) * gain))
         if fused:
             return centres, patch_features(grouped, layers, fused)
 
         def feature(layers, x):
             return _mlp(x, layers, c.dtype).reshape(*x.shape[:3], -1).max(1)
 
-        return centres, unchunk(_over_chunks(feature, layers, chunks), centres.shape)
+        return centres, unchunk(_over_chunks(feature, layers, chunks()), centres.shape)
 
 
 def _over_chunks(fn: Callable[[Any, Array], Any], layers: Any, chunks: Array) -> Any:
@@ -168,20 +163,6 @@ def _mlp(x: Float[Array, "... F"], layers: list[tuple[Array, Array]], dtype: str
     for kernel, shift in layers:
         x = jax.nn.relu(dense(x, kernel, shift))
     return x
-
-
-def _moments(chunks: Array, layers: list[tuple[Array, Array]], dtype: str) -> tuple[Array, Array]:
-    """Mean (F,) and covariance (F, F) over all points of the output of `layers`, in float32."""
-    # Any pivot gives the same result; one near the mean leaves nothing to cancel.
-    pivot = jax.lax.stop_gradient(_mlp(chunks[0], layers, dtype).mean(0, dtype=jnp.float32))
-
-    def sums(layers, x):  # of each device's share: they meet once, after the loop
-        y = _mlp(x, layers, dtype).reshape(x.shape[0], -1, len(pivot)).astype(jnp.float32) - pivot
-        return y.sum(1), jnp.einsum("dnf,dng->dfg", y, y, precision="highest")
-
-    rows = chunks.size // chunks.shape[-1]
-    first, second = jax.tree.map(lambda t: t.sum((0, 1)) / rows, _over_chunks(sums, layers, chunks))
-    return pivot + first, second - first[:, None] * first
 
 
 class PointBert(nnx.Module):

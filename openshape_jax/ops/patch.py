@@ -2,7 +2,7 @@
 
 | program for | inference | training |
 |---|---|---|
-| TPUs, bfloat16 | `patch_tpu` | `patch_tpu`, after the moments of each layer's input |
+| TPUs, bfloat16 | `patch_tpu.forward` | `patch_train` with the passes of `patch_tpu` |
 | GPUs, bfloat16 | `patch_gpu.forward` | `patch_train` with the passes of `patch_gpu` |
 | anything else | chunks in plain XLA (`models/pointbert.py`) | `patch_train` with those of `patch_passes` |
 """
@@ -29,7 +29,7 @@ MAX_ELEMENTS = 1 << 31  # of an array on a GPU: offsets are 32-bit
 def patch_kernel(xyz: Array, grouped: tuple[int, ...], dtype: str) -> str | None:
     """Whose kernels take points of shape (B, S, K, F): "tpu", "gpu" or None; only bfloat16.
 
-    On TPUs patches come in eights; on GPUs K is a power of two from 16.
+    On TPUs patches come in eights and K is a multiple of 32; on GPUs K is a power of two from 16.
 
     Args:
       xyz: the clouds, which tell for which devices the program is.
@@ -41,7 +41,7 @@ def patch_kernel(xyz: Array, grouped: tuple[int, ...], dtype: str) -> str | None
         platform(xyz) == "tpu"
         and s % 8 == 0
         and 8 * k <= MAX_TILE
-        and 8 * k % 128 == 0
+        and 4 * k % 128 == 0
         and has_kernels("tpu")
     ):
         return "tpu"
@@ -61,73 +61,55 @@ def patch_features(
       where: of `patch_kernel`.
     """
     weights = [w for layer in layers for w in layer]
-    grouped = jax.lax.stop_gradient(grouped)
-    if where == "gpu":
-        out = _gpu_features(_gpu_rows(grouped), *weights)
-    else:
-        from openshape_jax.ops import patch_tpu  # here, as importing Pallas takes a quarter of a second
-
-        out = _features(by_device(patch_tpu.tiles)(grouped), *weights)
+    out = _features(where, _arranged(jax.lax.stop_gradient(grouped), where), *weights)
     return out.reshape(*grouped.shape[:2], -1)
 
 
-def patch_training_gpu(
-    grouped: Float[Array, "B S K F"], layers: list[Layer]
+def patch_training_fused(
+    grouped: Float[Array, "B S K F"], layers: list[Layer], where: str
 ) -> tuple[Float[Array, "B S C"], list[tuple[Array, Array]]]:
-    """`patch_training` in bfloat16 by the kernels for GPUs; no gradient to the points."""
-    from openshape_jax.ops import patch_gpu
-
-    out, moments = patch_training(_gpu_rows(jax.lax.stop_gradient(grouped)), layers, patch_gpu.passes())
+    """`patch_training` in bfloat16 by the kernels of `patch_kernel`; no gradient to the points."""
+    x = _arranged(jax.lax.stop_gradient(grouped), where)
+    out, moments = patch_training(x, layers, _kernels(where).passes())
     return out.reshape(*grouped.shape[:2], -1), moments
 
 
-def _gpu_rows(grouped: Array) -> Array:
-    from openshape_jax.ops import patch_gpu
+def _kernels(where: str) -> Any:
+    if where == "gpu":  # imported here, as importing Pallas takes a quarter of a second
+        from openshape_jax.ops import patch_gpu
 
-    return by_device(functools.partial(patch_gpu.rows, dtype=jnp.bfloat16))(grouped)
-
-
-@jax.custom_vjp
-def _features(tiles: Array, *weights: Array) -> Array:
+        return patch_gpu
     from openshape_jax.ops import patch_tpu
 
-    return by_device(patch_tpu.forward, len(weights))(tiles, *weights)
+    return patch_tpu
 
 
-def _forward(tiles: Array, *weights: Array) -> tuple[Array, tuple[Array, ...]]:
-    return _features(tiles, *weights), (tiles, *weights)
+def _arranged(grouped: Array, where: str) -> Array:
+    """The points as the kernels take them."""
+    return by_device(functools.partial(_kernels(where).arrange, dtype=jnp.bfloat16))(grouped)
 
 
-def _backward(kept: tuple[Array, ...], g: Array) -> Any:
-    from openshape_jax.ops import patch_tpu
-
-    tiles, *weights = kept
-    shares = by_device(patch_tpu.backward, len(weights))(tiles, g, *weights)
-    return jnp.zeros_like(tiles), *[share.sum(0) for share in shares]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _features(where: str, x: Array, *weights: Array) -> Float[Array, "n C"]:
+    return by_device(_kernels(where).forward, len(weights))(x, *weights)
 
 
-_features.defvjp(_forward, _backward)
+def _forward(where: str, x: Array, *weights: Array) -> tuple[Array, tuple[Array, ...]]:
+    return _features(where, x, *weights), (x, *weights)
 
 
-@jax.custom_vjp
-def _gpu_features(x: Float[Array, "n K 16"], *weights: Array) -> Float[Array, "n C"]:
-    from openshape_jax.ops import patch_gpu
-
-    return by_device(patch_gpu.forward, len(weights))(x, *weights)
-
-
-def _gpu_forward(x: Array, *weights: Array) -> tuple[Array, tuple[Array, ...]]:
-    return _gpu_features(x, *weights), (x, *weights)
-
-
-def _gpu_backward(kept: tuple[Array, ...], g: Array) -> Any:
+def _backward(where: str, kept: tuple[Array, ...], g: Array) -> Any:
     """In plain XLA: training does not come here, as there BatchNorm is not folded in."""
     x, *weights = kept
-    shares = by_device(plain_slopes, len(weights))(x, g, *weights)
+
+    def slopes(x: Array, g: Array, *weights: Array) -> tuple[Array, ...]:
+        return plain_slopes(_kernels("tpu").rows(x) if where == "tpu" else x, g, *weights)
+
+    shares = by_device(slopes, len(weights))(x, g, *weights)
     return jnp.zeros_like(x), *[share.sum(0) for share in shares]
 
 
-_gpu_features.defvjp(_gpu_forward, _gpu_backward)
+_features.defvjp(_forward, _backward)
 
 
 def plain_slopes(x: Float[Array, "n K 16"], g: Float[Array, "n C"], *weights: Array) -> tuple[Array, ...]:

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 from openshape_jax.ops import patch_gpu_kernels as kernels
 from openshape_jax.ops.dispatch import by_device
 from openshape_jax.ops.patch_gpu_kernels import CHANNELS, FEATURES, HIDDEN
-from openshape_jax.ops.patch_passes import Hidden, Passes
+from openshape_jax.ops.patch_passes import Hidden, Passes, count
 
 PROCESSORS = 132  # of an H100
 # Programs for each of them, and the warps of a program. One that adds up products writes as much as it holds
@@ -30,7 +30,7 @@ WARPS: dict[str, int] = {}
 STAGES = 2
 
 
-def rows(grouped: Float[Array, "B S K F"], dtype: Any) -> Float[Array, "n K 16"]:
+def arrange(grouped: Float[Array, "B S K F"], dtype: Any) -> Float[Array, "n K 16"]:
     """The members of each patch in `dtype`, their features followed by zeros."""
     b, s, k, f = grouped.shape
     return jnp.pad(grouped.reshape(b * s, k, f).astype(dtype), ((0, 0), (0, 0), (0, FEATURES - f)))
@@ -40,7 +40,7 @@ def forward(x: Float[Array, "n K 16"], *weights: Array, interpret: bool = False)
     """Maxima in x's type over the members of each patch of relu(relu(relu(x W1 + b1) W2 + b2) W3 + b3).
 
     Args:
-      x: of `rows`; K a power of two from 16.
+      x: of `arrange`; K a power of two from 16.
       weights: W1 (F, 64), b1, W2, b2, W3 (64, C), b3 in float32; products are of x's type, sums float32.
       interpret: run on any platform by Pallas' interpreter, for tests.
     """
@@ -54,18 +54,18 @@ def forward(x: Float[Array, "n K 16"], *weights: Array, interpret: bool = False)
 
 
 def passes(interpret: bool = False) -> Passes:
-    """Those of training for x of `rows`; each device runs them on its own patches where there is a mesh."""
+    """Those of training for x of `arrange`; each device runs them on its own patches where there is a mesh."""
     return _interpreted if interpret else _compiled
 
 
 def _inputs(x: Array, *, interpret: bool) -> tuple[Array, Array]:
-    mean = x.astype(jnp.float32).sum(1).sum(0) / (x.shape[0] * x.shape[1])
+    mean = x.astype(jnp.float32).sum(1).sum(0) / count(x)
 
     def each(x: Array, mean: Array) -> Array:
         outputs = [_share((FEATURES, FEATURES))]
         return _call(kernels.inputs, (_tiles(x), mean), outputs, interpret)[0]
 
-    return mean, by_device(each, 1)(x, mean).sum(0) / (x.shape[0] * x.shape[1])
+    return mean, by_device(each, 1)(x, mean).sum(0) / count(x)
 
 
 def _second(x: Array, hidden: Hidden, *, interpret: bool) -> tuple[None, Array, Array]:
@@ -228,7 +228,7 @@ def _bound(interpret: bool) -> Passes:
     def of(fn: Callable[..., Any]) -> Callable[..., Any]:
         return functools.partial(fn, interpret=interpret)
 
-    return Passes(of(_inputs), of(_second), of(_third), of(_third_back), of(_second_back))
+    return Passes(count, of(_inputs), of(_second), of(_third), of(_third_back), of(_second_back))
 
 
 _compiled, _interpreted = _bound(False), _bound(True)  # one each: a form is part of a program's key

@@ -33,6 +33,7 @@ class Hidden(NamedTuple):
 
     kernel1: Float[Array, "F H"]
     shift1: Float[Array, " H"]
+    bias1: Float[Array, " H"]  # the mean of n1
     kernel2: Float[Array, "H H"]
     norm2: Norm | None
 
@@ -40,6 +41,7 @@ class Hidden(NamedTuple):
 class Passes(NamedTuple):
     """Functions of all rows; products in x's type, moments, sums and slopes in float32.
 
+    count: x -> how many rows it has.
     inputs: x -> mean (F,) and covariance (F, F).
     second: x, hidden -> y2 or what serves in its place, its mean and var.
     third: x, y2, hidden, kernel3 -> maxima of y3 = h2 kernel3 over each patch, the first members that have
@@ -51,6 +53,7 @@ class Passes(NamedTuple):
       x' d_n1, and of d_n1.
     """
 
+    count: Callable[[Array], int]
     inputs: Callable[..., tuple[Array, Array]]
     second: Callable[..., tuple[Any, Array, Array]]
     third: Callable[..., tuple[Array, Array, Array, Array]]
@@ -80,8 +83,12 @@ def unchunk(patch: Float[Array, "G shares R C"], shape: tuple[int, ...]) -> Floa
     return parts.reshape(b, s, -1)
 
 
+def count(x: Float[Array, "... F"]) -> int:
+    return x.size // x.shape[-1]
+
+
 def _inputs(x: Float[Array, "G D K R F"]) -> tuple[Float[Array, " F"], Float[Array, "F F"]]:
-    rows = x.size // x.shape[-1]
+    rows = count(x)
     mean = x.astype(jnp.float32).sum((0, 2, 3)).sum(0) / rows
 
     def share(chunk: Array) -> Array:
@@ -187,4 +194,4 @@ def _together(mean: Float[Array, "G D C"], var: Float[Array, "G D C"]) -> tuple[
     return whole, (var + jnp.square(mean - whole)).mean((0, 1))
 
 
-chunked = Passes(_inputs, _second, _third, _third_back, _second_back)
+chunked = Passes(count, _inputs, _second, _third, _third_back, _second_back)

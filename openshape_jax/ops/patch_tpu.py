@@ -1,14 +1,15 @@
-"""The shared MLP of set abstraction and its maximum over each patch as Pallas kernels for TPUs (Mosaic).
+"""The shared MLP of set abstraction and its maximum over each patch on TPUs: calls of the kernels.
 
 The activations of all grouped points, a thousand times the points themselves, stay in VMEM: XLA writes each
-layer's to HBM and reads them again.
+layer's to HBM and reads them again. Only the gradient of the second layer's norm is kept between two passes.
+The factors of products are in the points' type, bfloat16, all else is float32.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,144 +17,229 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-SUBLANES = 8  # patches of a tile: its points are the members of eight patches, member by member
-FEATURES = 16  # rows of a tile, the features of a point and zeros
+from openshape_jax.ops import patch_tpu_kernels as kernels
+from openshape_jax.ops.dispatch import by_device
+from openshape_jax.ops.patch_passes import Hidden, Passes
+from openshape_jax.ops.patch_tpu_kernels import SUBLANES
+
+FEATURES = 16  # of a row: those of a point and zeros
+HIDDEN = 64  # channels of both hidden layers
+LANES = 128  # the channels of the last layer come in so many
 TILES = 8  # of one program
+CORES = 2  # of a chip, which add up a share of the sums each; one of a v5e or v6e adds up both
 VMEM = 64 << 20  # bytes that the compiler may use
 
 
-def tiles(grouped: Float[Array, "B S K F"]) -> Float[Array, "n 16 8K"]:
-    """The points in tiles of 8 patches; S must be a multiple of 8 and F at most 16."""
+def arrange(grouped: Float[Array, "B S K F"], dtype: Any) -> Float[Array, "n 32 4K"]:
+    """The points in tiles of 8 patches: the features of the first half of a patch's members, and zeros to 16,
+    above those of the other half, columns by member; S a multiple of 8, K even and F at most 16."""
     b, s, k, f = grouped.shape
-    parts = grouped.reshape(b * s // SUBLANES, SUBLANES, k, f).transpose(0, 3, 2, 1)
-    return jnp.pad(parts.reshape(-1, f, k * SUBLANES), ((0, 0), (0, FEATURES - f), (0, 0)))
+    parts = grouped.astype(dtype).reshape(b * s // SUBLANES, SUBLANES, 2, k // 2, f).transpose(0, 2, 4, 3, 1)
+    parts = jnp.pad(parts, ((0, 0), (0, 0), (0, FEATURES - f), (0, 0), (0, 0)))
+    return parts.reshape(-1, 2 * FEATURES, k // 2 * SUBLANES)
 
 
-def forward(
-    points: Float[Array, "n 16 8K"], *weights: Array, interpret: bool = False
-) -> Float[Array, "n 8 C"]:
-    """bfloat16 maxima over the members of each patch of relu(relu(relu(x W1 + b1) W2 + b2) W3 + b3).
+def rows(x: Float[Array, "n 32 4K"]) -> Float[Array, "8n K 16"]:
+    """The members of each patch, from `arrange`."""
+    parts = x.reshape(len(x), 2, FEATURES, -1, SUBLANES).transpose(0, 4, 1, 3, 2)
+    return parts.reshape(len(x) * SUBLANES, -1, FEATURES)
+
+
+def forward(x: Float[Array, "n 32 4K"], *weights: Array, interpret: bool = False) -> Float[Array, "8n C"]:
+    """Maxima in x's type over the members of each patch of relu(relu(relu(x W1 + b1) W2 + b2) W3 + b3).
 
     Args:
-      points: of `tiles`.
-      weights: W1 (F, 64), b1, W2, b2, W3 (64, C), b3 in float32; products are of bfloat16, sums float32.
+      x: of `arrange`.
+      weights: W1 (F, 64), b1, W2, b2, W3 (64, C), b3 in float32; products are of x's type, sums float32.
       interpret: run on any platform by Pallas' interpreter, for tests.
     """
-    n, _, width = points.shape
-    inputs, each = _prepare(weights), _tiles_each(n)
-    channels = inputs[4].shape[1]
-    return pl.pallas_call(
-        functools.partial(_forward_kernel, members=width // SUBLANES),
-        jax.ShapeDtypeStruct((n, SUBLANES, channels), jnp.bfloat16),
-        grid=(n // each,),
-        in_specs=[_tile((each, FEATURES, width)), *map(_whole, inputs)],
-        out_specs=_tile((each, SUBLANES, channels)),
-        compiler_params=_params("parallel"),
-        cost_estimate=_cost(points, inputs, 1),
-        interpret=interpret,
-        name="patch_tpu",
-    )(points, *inputs)
+    one, b1, two, b2, three, b3 = weights
+    last = _last(three, x.dtype)
+    b3 = jnp.pad(b3, (0, last.shape[1] // 2 - len(b3)))[None]
+    inputs = (_twice(_first(one), x.dtype), _pair(b1), _twice(two, x.dtype), _pair(b2), last, b3)
+    outputs = [jax.ShapeDtypeStruct((len(x), SUBLANES, b3.shape[1]), x.dtype)]
+    (out,) = _call(kernels.forward, (x,), inputs, outputs, [], interpret)
+    return out[..., : three.shape[1]].reshape(-1, three.shape[1])
 
 
-def backward(
-    points: Float[Array, "n 16 8K"], g: Float[Array, "n 8 C"], *weights: Array, interpret: bool = False
+def passes(interpret: bool = False) -> Passes:
+    """Those of training for x of `arrange`; each device runs them on its own patches where there is a mesh."""
+    return _interpreted if interpret else _compiled
+
+
+def _count(x: Array) -> int:
+    return x.size // FEATURES
+
+
+def _inputs(x: Array, *, interpret: bool) -> tuple[Array, Array]:
+    mean = x.astype(jnp.float32).sum((0, 2))
+    mean = (mean[:FEATURES] + mean[FEATURES:]) / _count(x)
+
+    def each(x: Array, mean: Array) -> Array:
+        return _call(kernels.inputs, (x,), (mean,), [], [(2 * FEATURES,) * 2], interpret)[0]
+
+    outer = by_device(each, 1)(x, jnp.tile(mean, 2)[:, None])
+    return mean, folded(outer) / _count(x)
+
+
+def _second(x: Array, hidden: Hidden, *, interpret: bool) -> tuple[None, Array, Array]:
+    def each(x: Array, *weights: Array) -> list[Array]:
+        return _call(kernels.second, (x,), weights, [], [(1, LANES), (LANES, LANES)], interpret)
+
+    pivot = jax.nn.relu(hidden.bias1)
+    weights = (*_weights(x, hidden)[:2], _pair(pivot))
+    found = by_device(each, len(weights))(x, *weights)
+    return None, *_moments(found, pivot, hidden.kernel2.astype(x.dtype), _count(x))
+
+
+def _third(
+    x: Array, y2: None, hidden: Hidden, kernel3: Array, *, interpret: bool
+) -> tuple[Array, Array, Array, Array]:
+    last, channels, norm2 = _last(kernel3, x.dtype), kernel3.shape[1], hidden.norm2
+    assert norm2 is not None
+
+    def each(x: Array, *weights: Array) -> list[Array]:
+        shape = (len(x), SUBLANES, last.shape[1] // 2)
+        outputs = [jax.ShapeDtypeStruct(shape, dtype) for dtype in (jnp.float32, jnp.int32)]
+        return _call(kernels.third, (x,), weights, outputs, [(1, LANES), (LANES, LANES)], interpret)
+
+    pivot = jax.nn.relu(norm2.mean * norm2.gain + norm2.shift)
+    weights = (*_weights(x, hidden), last, _pair(pivot))
+    top, index, *found = by_device(each, len(weights))(x, *weights)
+    moments = _moments(found, pivot, kernel3.astype(x.dtype), _count(x))
+    return top[..., :channels], index[..., :channels], *moments
+
+
+def _moments(sums: Sequence[Array], pivot: Array, kernel: Array, count: int) -> tuple[Array, Array]:
+    """(mean, var) of h W, from the sums over all rows of h - pivot and of its products with itself."""
+    about, cov = (folded(total) / count for total in sums)
+    cov = cov - about.T * about
+    kernel = kernel.astype(jnp.float32)
+    mean = jnp.matmul(pivot + about[0], kernel, precision="highest")
+    return mean, (kernel * jnp.matmul(cov, kernel, precision="highest")).sum(0)
+
+
+def _third_back(
+    x: Array,
+    y2: None,
+    hidden: Hidden,
+    kernel3: Array,
+    slope: Array,
+    index: Array,
+    mixed: Array,
+    constant: Array,
+    *,
+    interpret: bool,
 ) -> tuple[Array, ...]:
-    """The gradients (1, ...) to the weights of `forward`, from that to its result, in float32.
+    last, channels, norm2 = _last(kernel3, x.dtype), kernel3.shape[1], hidden.norm2
+    assert norm2 is not None
+    spare = ((0, 0), (0, 0), (0, last.shape[1] // 2 - channels))
 
-    Members that share a maximum share its gradient evenly, as `jnp.max` has it.
+    def each(x: Array, slope: Array, index: Array, *weights: Array) -> list[Array]:
+        outputs = [jax.ShapeDtypeStruct((len(x), x.shape[2], LANES), x.dtype)]
+        sums = [(HIDDEN, slope.shape[2]), (LANES, LANES), *[(1, LANES)] * 3]
+        return _call(kernels.third_back, (x, slope, index), weights, outputs, sums, interpret)
+
+    weights = (*_weights(x, hidden), _pair(norm2.mean), last.T, _twice(mixed, x.dtype), _pair(constant))
+    by_patch = (jnp.pad(slope, spare), jnp.pad(index, spare))
+    d_n2, outer, *sums = by_device(each, len(weights))(x, *by_patch, *weights)
+    gram, total, bias2, scale2 = map(folded, sums)
+    return d_n2, outer.sum(0)[:, :channels], gram, total[0], bias2[0], scale2[0] * norm2.rate
+
+
+def _second_back(
+    x: Array, y2: None, d_n2: Array, hidden: Hidden, a2: Array, b2: Array, *, interpret: bool
+) -> tuple[Array, ...]:
+    def each(x: Array, d_n2: Array, *weights: Array) -> list[Array]:
+        sums = [(LANES, LANES), (2 * FEATURES, LANES), (1, LANES)]
+        return _call(kernels.second_back, (x, d_n2), weights, [], sums, interpret)
+
+    weights = (*_weights(x, hidden)[:4], _twice(hidden.kernel2.T, x.dtype), _pair(a2), _pair(b2))
+    d_kernel2, outer, bias1 = map(folded, by_device(each, len(weights))(x, d_n2, *weights))
+    return d_kernel2, outer, bias1[0]
+
+
+def folded(sums: Float[Array, "P F G"]) -> Float[Array, "_ _"]:
+    """What all programs have added up for both halves of a tile: blocks on the diagonal, or one row."""
+    total = sums.sum(0)
+    f, g = len(total) // 2, total.shape[1] // 2
+    return total[:f, :g] + total[f:, g:] if f else total[:, :g] + total[:, g:]
+
+
+def _weights(x: Array, hidden: Hidden) -> list[Array]:
+    """W1, shift, W2, gain and shift of both hidden layers, for both halves of a tile."""
+    one, two = _twice(_first(hidden.kernel1), x.dtype), _twice(hidden.kernel2, x.dtype)
+    norm = hidden.norm2
+    return [one, _pair(hidden.shift1), two, *([] if norm is None else map(_pair, (norm.gain, norm.shift)))]
+
+
+def _first(kernel: Float[Array, "F 64"]) -> Float[Array, "16 64"]:
+    return jnp.pad(kernel, ((0, FEATURES - len(kernel)), (0, 0)))
+
+
+def _last(kernel: Float[Array, "64 C"], dtype: Any) -> Float[Array, "128 _"]:
+    return _twice(jnp.pad(kernel, ((0, 0), (0, -kernel.shape[1] % LANES))), dtype)
+
+
+def _twice(kernel: Float[Array, "F G"], dtype: Any) -> Float[Array, "2F 2G"]:
+    """The kernel twice on the diagonal, in the type of products."""
+    return jnp.kron(jnp.eye(2, dtype=kernel.dtype), kernel).astype(dtype)
+
+
+def _pair(vector: Float[Array, " G"]) -> Float[Array, "1 2G"]:
+    return jnp.tile(vector, 2)[None]
+
+
+def _call(
+    kernel: Callable[..., None],
+    by_tile: Sequence[Array],
+    weights: Sequence[Array],
+    outputs: Sequence[jax.ShapeDtypeStruct],
+    sums: Sequence[tuple[int, ...]],
+    interpret: bool,
+) -> list[Array]:
+    """The kernel's outputs by tile, and then the sums of these shapes, with a leading axis of programs' shares.
+
+    Args:
+      by_tile: inputs with an axis of tiles, the points first. weights: those that every program gets whole.
     """
-    n, _, width = points.shape
-    features = weights[0].shape[0]
-    inputs, each = _prepare(weights), _tiles_each(n)
-    shapes = [jax.ShapeDtypeStruct(w.shape, jnp.float32) for w in inputs]
-    grads = pl.pallas_call(
-        functools.partial(_backward_kernel, members=width // SUBLANES),
-        shapes,
-        grid=(n // each,),
-        in_specs=[_tile((each, FEATURES, width)), _tile((each, *g.shape[1:])), *map(_whole, inputs)],
-        out_specs=[_whole(s) for s in shapes],
-        compiler_params=_params("arbitrary"),
-        cost_estimate=_cost(points, inputs, 3),
+    n, name = len(by_tile[0]), kernel.__name__
+    cores = CORES if n % CORES == 0 else 1
+    each = next(t for t in range(TILES, 0, -1) if n // cores % t == 0)
+    steps = n // cores // each
+
+    def tile(array: Array | jax.ShapeDtypeStruct) -> pl.BlockSpec:
+        rest = array.shape[1:]
+        return pl.BlockSpec((each, *rest), lambda i, j: (i * steps + j, *[0] * len(rest)))
+
+    def whole(array: Array) -> pl.BlockSpec:
+        return pl.BlockSpec(array.shape, lambda i, j: (0,) * array.ndim)
+
+    def share(shape: tuple[int, ...]) -> pl.BlockSpec:
+        return pl.BlockSpec((None, *shape), lambda i, j: (i, *[0] * len(shape)))
+
+    flops = 2 * n * by_tile[0].shape[2] * sum(w.size for w in weights if w.ndim > 1)
+    touched = sum(x.size * x.dtype.itemsize for x in (*by_tile, *outputs))
+    return pl.pallas_call(
+        kernel,
+        [*outputs, *(jax.ShapeDtypeStruct((cores, *shape), jnp.float32) for shape in sums)],
+        grid=(cores, steps),
+        in_specs=[*map(tile, by_tile), *map(whole, weights)],
+        out_specs=[*map(tile, outputs), *map(share, sums)],
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM
+        ),
+        cost_estimate=pl.CostEstimate(flops=flops, transcendentals=0, bytes_accessed=touched),
         interpret=interpret,
-        name="patch_grad_tpu",
-    )(points, g, *inputs)
-    out = [grads[0][:features], *grads[1:]]
-    return tuple((x if i % 2 == 0 else x[0])[None] for i, x in enumerate(out))
+        name="patch_tpu" if name == "forward" else f"patch_{name}_tpu",
+    )(*by_tile, *weights)
 
 
-def _prepare(weights: Sequence[Array]) -> list[Array]:
-    """The kernels in bfloat16, the first with FEATURES rows; biases (1, C) float32."""
-    first, *rest = weights
-    padded = jnp.pad(first, ((0, FEATURES - len(first)), (0, 0)))
-    return [x[None] if x.ndim == 1 else x.astype(jnp.bfloat16) for x in (padded, *rest)]
+def _bound(interpret: bool) -> Passes:
+    def of(fn: Callable[..., Any]) -> Callable[..., Any]:
+        return functools.partial(fn, interpret=interpret)
+
+    return Passes(_count, of(_inputs), of(_second), of(_third), of(_third_back), of(_second_back))
 
 
-def _tiles_each(n: int) -> int:
-    return next(t for t in range(TILES, 0, -1) if n % t == 0)
-
-
-def _tile(shape: tuple[int, ...]) -> pl.BlockSpec:
-    return pl.BlockSpec(shape, lambda i: (i, *[0] * (len(shape) - 1)))
-
-
-def _whole(array: Array | jax.ShapeDtypeStruct) -> pl.BlockSpec:
-    return pl.BlockSpec(array.shape, lambda i: (0,) * len(array.shape))
-
-
-def _params(semantics: Literal["parallel", "arbitrary"]) -> pltpu.CompilerParams:
-    return pltpu.CompilerParams(dimension_semantics=(semantics,), vmem_limit_bytes=VMEM)
-
-
-def _cost(points: Array, weights: Sequence[Array], passes: int) -> pl.CostEstimate:
-    flops = 2 * passes * len(points) * points.shape[2] * sum(w.size for w in weights[::2])
-    return pl.CostEstimate(flops=flops, transcendentals=0, bytes_accessed=points.size * 4)
-
-
-def _dot(a: Array, b: Array, contract: tuple[int, int]) -> Array:
-    dims = (((contract[0],), (contract[1],)), ((), ()))
-    return jax.lax.dot_general(a, b, dims, preferred_element_type=jnp.float32)
-
-
-def _hidden(x: Array, w1, b1, w2, b2) -> tuple[Array, Array]:
-    """Both hidden layers (8K, 64) of a tile x (16, 8K)."""
-    h1 = jnp.maximum(_dot(x.T.astype(jnp.bfloat16), w1[...], (1, 0)) + b1[...], 0).astype(jnp.bfloat16)
-    return h1, jnp.maximum(_dot(h1, w2[...], (1, 0)) + b2[...], 0).astype(jnp.bfloat16)
-
-
-def _forward_kernel(x_ref, w1, b1, w2, b2, w3, b3, out_ref, *, members: int):
-    def one(i, _):
-        _, h2 = _hidden(x_ref[i], w1, b1, w2, b2)
-        last = _dot(h2, w3[...], (1, 0)).reshape(members, SUBLANES, -1)
-        out_ref[i] = jnp.maximum(last.max(0) + b3[...], 0).astype(out_ref.dtype)
-
-    jax.lax.fori_loop(0, x_ref.shape[0], one, None)
-
-
-def _backward_kernel(x_ref, g_ref, w1, b1, w2, b2, w3, b3, d1, e1, d2, e2, d3, e3, *, members: int):
-    """d1, d2, d3 and e1, e2, e3: gradients of the kernels and biases, summed over all programs."""
-
-    @pl.when(pl.program_id(0) == 0)
-    def _():
-        for ref in (d1, e1, d2, e2, d3, e3):
-            ref[...] = jnp.zeros(ref.shape, ref.dtype)
-
-    def one(i, _):
-        x = x_ref[i]
-        h1, h2 = _hidden(x, w1, b1, w2, b2)
-        last = _dot(h2, w3[...], (1, 0)).reshape(members, SUBLANES, -1)
-        top = last.max(0)
-        g = jnp.where(top + b3[...] > 0, g_ref[i].astype(jnp.float32), 0)
-        best = last == top
-        share = g / best.astype(jnp.float32).sum(0)
-        g3 = jnp.where(best, share, 0).reshape(members * SUBLANES, -1).astype(jnp.bfloat16)
-        d3[...] += _dot(h2, g3, (0, 0))
-        e3[...] += g.sum(0, keepdims=True)
-        g2 = jnp.where(h2 > 0, _dot(g3, w3[...], (1, 1)), 0)
-        e2[...] += g2.sum(0, keepdims=True)
-        g2 = g2.astype(jnp.bfloat16)
-        d2[...] += _dot(h1, g2, (0, 0))
-        g1 = jnp.where(h1 > 0, _dot(g2, w2[...], (1, 1)), 0)
-        e1[...] += g1.sum(0, keepdims=True)
-        d1[...] += _dot(x.astype(jnp.bfloat16), g1.astype(jnp.bfloat16), (1, 0))
-
-    jax.lax.fori_loop(0, x_ref.shape[0], one, None)
+_compiled, _interpreted = _bound(False), _bound(True)  # one each: a form is part of a program's key
