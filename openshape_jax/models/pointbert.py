@@ -21,7 +21,7 @@ from openshape_jax.config import ModelConfig
 from openshape_jax.models.transformer import Transformer, dense, uniform
 from openshape_jax.ops import ball_query, farthest_point_sampling, gather
 from openshape_jax.ops.norm import EPS, layer_norm
-from openshape_jax.ops.patch import patch_features, patch_kernel, patch_training_fused
+from openshape_jax.ops.patch import member_order, patch_features, patch_kernel, patch_training_fused
 from openshape_jax.ops.patch_passes import chunk, unchunk
 from openshape_jax.ops.patch_train import Layer, patch_training
 from openshape_jax.ops.placement import platform, split_rows
@@ -112,17 +112,19 @@ class SetAbstraction(nnx.Module):
         c = self.config
         starts = jnp.broadcast_to(jnp.asarray(start, jnp.int32), xyz.shape[:1])
         xyz = xyz.astype(jnp.float32)
+        patches = c.patches if keep is None else keep.shape[1]
+        fused = patch_kernel(xyz, (len(xyz), patches, c.nsample), c.dtype)
 
         def group(points, colours, first, kept):
             chosen = farthest_point_sampling(points, c.patches, first)
             centre = gather(points, chosen if kept is None else chosen[kept])
             members = ball_query(points, centre, c.radius, c.nsample)
-            near = gather(jnp.concatenate([points, colours], 1), members)
-            return centre, jnp.concatenate([near[..., :3] - centre[:, None], near], -1)
+            about = member_order(jnp.broadcast_to(centre[:, None], (*members.shape, 3)), fused)
+            near = gather(jnp.concatenate([points, colours], 1), member_order(members, fused))
+            return centre, jnp.concatenate([near[..., :3] - about, near], -1)
 
         with jax.named_scope("geometry"):
             centres, grouped = jax.vmap(group)(xyz, rgb.astype(jnp.float32), starts, keep)
-        fused = patch_kernel(xyz, grouped.shape, c.dtype)
 
         def chunks() -> Array:
             return chunk(jax.lax.stop_gradient(grouped), platform(xyz))

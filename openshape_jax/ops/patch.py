@@ -26,15 +26,15 @@ MAX_MEMBERS = 256  # of a patch on a GPU, whose tiles are unrolled
 MAX_ELEMENTS = 1 << 31  # of an array on a GPU: offsets are 32-bit
 
 
-def patch_kernel(xyz: Array, grouped: tuple[int, ...], dtype: str) -> str | None:
-    """Whose kernels take points of shape (B, S, K, F): "tpu", "gpu" or None; only bfloat16.
+def patch_kernel(xyz: Array, members: tuple[int, int, int], dtype: str) -> str | None:
+    """Whose kernels take members of shape (B, S, K): "tpu", "gpu" or None; only bfloat16.
 
     On TPUs patches come in eights and K is a multiple of 32; on GPUs K is a power of two from 16.
 
     Args:
       xyz: the clouds, which tell for which devices the program is.
     """
-    b, s, k, _ = grouped
+    b, s, k = members
     if dtype != "bfloat16":
         return None
     if (
@@ -51,30 +51,37 @@ def patch_kernel(xyz: Array, grouped: tuple[int, ...], dtype: str) -> str | None
     return "gpu" if fits and gpu_kernels(xyz) else None
 
 
+def member_order(x: Float[Array, "S K ..."], where: str | None) -> Float[Array, ...]:
+    """What each member of a cloud's patches has, in the order in which the kernels of `patch_kernel` take the
+    points: on TPUs (S/8, K, 8, ...), else as it is."""
+    return _kernels(where).by_eights(x) if where == "tpu" else x
+
+
 def patch_features(
-    grouped: Float[Array, "B S K F"], layers: list[tuple[Array, Array]], where: str
+    grouped: Float[Array, "B ... F"], layers: list[tuple[Array, Array]], where: str
 ) -> Float[Array, "B S C"]:
     """bfloat16 maxima over each patch of three layers relu(x W + b); no gradient to the points.
 
     Args:
+      grouped: in the order of `member_order`.
       layers: (W, b) of each, F to 64, 64 to 64, and 64 to C channels.
       where: of `patch_kernel`.
     """
     weights = [w for layer in layers for w in layer]
     out = _features(where, _arranged(jax.lax.stop_gradient(grouped), where), *weights)
-    return out.reshape(*grouped.shape[:2], -1)
+    return out.reshape(len(grouped), -1, out.shape[-1])
 
 
 def patch_training_fused(
-    grouped: Float[Array, "B S K F"], layers: list[Layer], where: str
+    grouped: Float[Array, "B ... F"], layers: list[Layer], where: str
 ) -> tuple[Float[Array, "B S C"], list[tuple[Array, Array]]]:
     """`patch_training` in bfloat16 by the kernels of `patch_kernel`; no gradient to the points."""
     x = _arranged(jax.lax.stop_gradient(grouped), where)
     out, moments = patch_training(x, layers, _kernels(where).passes())
-    return out.reshape(*grouped.shape[:2], -1), moments
+    return out.reshape(len(grouped), -1, out.shape[-1]), moments
 
 
-def _kernels(where: str) -> Any:
+def _kernels(where: str | None) -> Any:
     if where == "gpu":  # imported here, as importing Pallas takes a quarter of a second
         from openshape_jax.ops import patch_gpu
 

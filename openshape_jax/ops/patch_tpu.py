@@ -30,22 +30,26 @@ CORES = 2  # of a chip, which add up a share of the sums each; one of a v5e or v
 VMEM = 64 << 20  # bytes that the compiler may use
 
 
-def arrange(grouped: Float[Array, "B S K F"], dtype: Any) -> Float[Array, "n 32 4K"]:
-    """The points in tiles of 8 patches: the features of the first half of a patch's members, and zeros to 16,
-    above those of the other half, columns by member; S a multiple of 8, K even and F at most 16."""
-    b, s, k, f = grouped.shape
-    parts = grouped.astype(dtype).reshape(b * s // SUBLANES, SUBLANES, 2, k // 2, f).transpose(0, 2, 4, 3, 1)
-    parts = jnp.pad(parts, ((0, 0), (0, 0), (0, FEATURES - f), (0, 0), (0, 0)))
-    return parts.reshape(-1, 2 * FEATURES, k // 2 * SUBLANES)
+def by_eights(x: Float[Array, "S K ..."]) -> Float[Array, "S/8 K 8 ..."]:
+    """What each member has, in the order of `arrange`; S must be a multiple of 8."""
+    s, k, *rest = x.shape
+    return x.reshape(s // SUBLANES, SUBLANES, k, *rest).swapaxes(1, 2)
 
 
-def rows(x: Float[Array, "n 32 4K"]) -> Float[Array, "8n K 16"]:
+def arrange(grouped: Float[Array, "B S/8 K 8 F"], dtype: Any) -> Float[Array, "n 16 8K"]:
+    """The points of `by_eights` in tiles of 8 patches: features, and zeros, by member; F at most 16."""
+    b, s, k, _, f = grouped.shape
+    x = jnp.pad(grouped.astype(dtype), ((0, 0), (0, 0), (0, 0), (0, 0), (0, FEATURES - f)))
+    return x.reshape(b * s, k * SUBLANES, FEATURES).swapaxes(1, 2)
+
+
+def rows(x: Float[Array, "n 16 8K"]) -> Float[Array, "8n K 16"]:
     """The members of each patch, from `arrange`."""
-    parts = x.reshape(len(x), 2, FEATURES, -1, SUBLANES).transpose(0, 4, 1, 3, 2)
+    parts = x.reshape(len(x), FEATURES, -1, SUBLANES).transpose(0, 3, 2, 1)
     return parts.reshape(len(x) * SUBLANES, -1, FEATURES)
 
 
-def forward(x: Float[Array, "n 32 4K"], *weights: Array, interpret: bool = False) -> Float[Array, "8n C"]:
+def forward(x: Float[Array, "n 16 8K"], *weights: Array, interpret: bool = False) -> Float[Array, "8n C"]:
     """Maxima in x's type over the members of each patch of relu(relu(relu(x W1 + b1) W2 + b2) W3 + b3).
 
     Args:
@@ -72,14 +76,13 @@ def _count(x: Array) -> int:
 
 
 def _inputs(x: Array, *, interpret: bool) -> tuple[Array, Array]:
-    mean = x.astype(jnp.float32).sum((0, 2))
-    mean = (mean[:FEATURES] + mean[FEATURES:]) / _count(x)
+    def each(x: Array, pivot: Array) -> list[Array]:
+        return _call(kernels.inputs, (x,), (pivot,), [], [(2 * FEATURES, 1), (2 * FEATURES,) * 2], interpret)
 
-    def each(x: Array, mean: Array) -> Array:
-        return _call(kernels.inputs, (x,), (mean,), [], [(2 * FEATURES,) * 2], interpret)[0]
-
-    outer = by_device(each, 1)(x, jnp.tile(mean, 2)[:, None])
-    return mean, folded(outer) / _count(x)
+    pivot = x[0].astype(jnp.float32).mean(1)  # any will do
+    total, outer = by_device(each, 1)(x, _pair(pivot).T)
+    about, cov = _about(total.mT, outer, _count(x))
+    return pivot + about, cov
 
 
 def _second(x: Array, hidden: Hidden, *, interpret: bool) -> tuple[None, Array, Array]:
@@ -112,11 +115,16 @@ def _third(
 
 def _moments(sums: Sequence[Array], pivot: Array, kernel: Array, count: int) -> tuple[Array, Array]:
     """(mean, var) of h W, from the sums over all rows of h - pivot and of its products with itself."""
-    about, cov = (folded(total) / count for total in sums)
-    cov = cov - about.T * about
+    about, cov = _about(*sums, count)
     kernel = kernel.astype(jnp.float32)
-    mean = jnp.matmul(pivot + about[0], kernel, precision="highest")
+    mean = jnp.matmul(pivot + about, kernel, precision="highest")
     return mean, (kernel * jnp.matmul(cov, kernel, precision="highest")).sum(0)
+
+
+def _about(total: Array, outer: Array, count: int) -> tuple[Array, Array]:
+    """(mean, covariance), from the sums over all rows and of their products with themselves."""
+    mean = folded(total)[0] / count
+    return mean, folded(outer) / count - mean[:, None] * mean
 
 
 def _third_back(
@@ -136,7 +144,7 @@ def _third_back(
     spare = ((0, 0), (0, 0), (0, last.shape[1] // 2 - channels))
 
     def each(x: Array, slope: Array, index: Array, *weights: Array) -> list[Array]:
-        outputs = [jax.ShapeDtypeStruct((len(x), x.shape[2], LANES), x.dtype)]
+        outputs = [jax.ShapeDtypeStruct((len(x), x.shape[2] // 2, LANES), x.dtype)]
         sums = [(HIDDEN, slope.shape[2]), (LANES, LANES), *[(1, LANES)] * 3]
         return _call(kernels.third_back, (x, slope, index), weights, outputs, sums, interpret)
 

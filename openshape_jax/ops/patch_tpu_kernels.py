@@ -39,14 +39,16 @@ def _dot(a: Array, b: Array, contract: tuple[int, int] = (1, 0)) -> Array:
     return jax.lax.dot_general(a, b, dims, preferred_element_type=jnp.float32)
 
 
-def _turned(x: Array) -> Array:
-    """x' in its type, turned as float32."""
-    return x.astype(jnp.float32).T.astype(x.dtype)
+def _halves(x: Float[Array, "16 8K"]) -> Float[Array, "32 4K"]:
+    """The features of the first half of the members above those of the other."""
+    half = x.shape[1] // 2
+    return jnp.concatenate([x[:, :half], x[:, half:]])
 
 
 def _first(x: Float[Array, "32 M"], one, shift1) -> Float[Array, "M 128"]:
     """The first hidden layer, float32."""
-    return jnp.maximum(_dot(_turned(x), one[...]) + shift1[...], 0)
+    x = x.astype(jnp.float32).T.astype(x.dtype)
+    return jnp.maximum(_dot(x, one[...]) + shift1[...], 0)
 
 
 def _add(total, x: Float[Array, "M C"]) -> None:
@@ -62,7 +64,7 @@ def _add_moments(total, outer, x: Float[Array, "M 128"], dtype: Any) -> None:
 
 def forward(x_ref, one, shift1, two, shift2, last, bias3, out_ref):
     def step(i):
-        h1 = _first(x_ref[i], one, shift1).astype(one.dtype)
+        h1 = _first(_halves(x_ref[i]), one, shift1).astype(one.dtype)
         h2 = jnp.maximum(_dot(h1, two[...]) + shift2[...], 0).astype(one.dtype)
         top = functools.reduce(jnp.maximum, _by_member(h2, last)).max(0)
         out_ref[i] = jnp.maximum(top + bias3[...], 0).astype(out_ref.dtype)
@@ -79,21 +81,23 @@ def _by_member(h2: Float[Array, "M 128"], last) -> list[Float[Array, "M/8 8 C"]]
     ]
 
 
-def inputs(x_ref, mean, outer):
-    """outer: the products of the features, less their means, with themselves."""
+def inputs(x_ref, pivot, total, outer):
+    """The moments of the features about the pivot."""
 
     def step(i):
-        about = (x_ref[i].astype(jnp.float32) - mean[...]).astype(x_ref.dtype)
+        about = _halves(x_ref[i]).astype(jnp.float32) - pivot[...]
+        total[...] += about.sum(1, keepdims=True)
+        about = about.astype(x_ref.dtype)
         outer[...] += _dot(about, about, (1, 1))
 
-    _tiles(x_ref, step, (outer,))
+    _tiles(x_ref, step, (total, outer))
 
 
 def second(x_ref, one, shift1, pivot1, total, outer):
     """The moments of the first hidden layer about the pivot."""
 
     def step(i):
-        _add_moments(total, outer, _first(x_ref[i], one, shift1) - pivot1[...], one.dtype)
+        _add_moments(total, outer, _first(_halves(x_ref[i]), one, shift1) - pivot1[...], one.dtype)
 
     _tiles(x_ref, step, (total, outer))
 
@@ -102,7 +106,7 @@ def third(x_ref, one, shift1, two, gain, shift2, last, pivot2, top_ref, index_re
     """The moments of the second hidden layer about the pivot; maxima of the last and who has them first."""
 
     def step(i):
-        h1 = _first(x_ref[i], one, shift1).astype(one.dtype)
+        h1 = _first(_halves(x_ref[i]), one, shift1).astype(one.dtype)
         h2 = jnp.maximum(_dot(h1, two[...]) * gain[...] + shift2[...], 0)
         _add_moments(total, outer, h2 - pivot2[...], one.dtype)
         parts = _by_member(h2.astype(one.dtype), last)
@@ -127,7 +131,7 @@ def third_back(
     halves."""
 
     def step(i):
-        h1 = _first(x_ref[i], one, shift1).astype(one.dtype)
+        h1 = _first(_halves(x_ref[i]), one, shift1).astype(one.dtype)
         y2 = _dot(h1, two[...])
         n2 = y2 * gain[...] + shift2[...]
         h2 = jnp.maximum(n2, 0)
@@ -157,7 +161,7 @@ def second_back(
     """As `patch_passes.Passes` has it. turned: W2'."""
 
     def step(i):
-        x = x_ref[i]
+        x = _halves(x_ref[i])
         h1 = _first(x, one, shift1)
         across, low = h1.T.astype(one.dtype), h1.astype(one.dtype)
         d_y2 = d_n2[i].astype(jnp.float32) * gain[...] + _dot(low, two[...]) * b2[...] + a2[...]
