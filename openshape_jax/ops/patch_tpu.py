@@ -30,17 +30,17 @@ CORES = 2  # of a chip, which add up a share of the sums each; one of a v5e or v
 VMEM = 64 << 20  # bytes that the compiler may use
 
 
-def by_eights(x: Float[Array, "S K ..."]) -> Float[Array, "S/8 K 8 ..."]:
-    """What each member has, in the order of `arrange`; S must be a multiple of 8."""
+def by_eights(x: Float[Array, "S K ..."]) -> Float[Array, "S/8 8K ..."]:
+    """What each member of eight patches has, member by member; S must be a multiple of 8."""
     s, k, *rest = x.shape
-    return x.reshape(s // SUBLANES, SUBLANES, k, *rest).swapaxes(1, 2)
+    return x.reshape(s // SUBLANES, SUBLANES, k, *rest).swapaxes(1, 2).reshape(-1, SUBLANES * k, *rest)
 
 
-def arrange(grouped: Float[Array, "B S/8 K 8 F"], dtype: Any) -> Float[Array, "n 16 8K"]:
+def arrange(grouped: Float[Array, "B S/8 8K F"], dtype: Any) -> Float[Array, "n 16 8K"]:
     """The points of `by_eights` in tiles of 8 patches: features, and zeros, by member; F at most 16."""
-    b, s, k, _, f = grouped.shape
-    x = jnp.pad(grouped.astype(dtype), ((0, 0), (0, 0), (0, 0), (0, 0), (0, FEATURES - f)))
-    return x.reshape(b * s, k * SUBLANES, FEATURES).swapaxes(1, 2)
+    b, s, width, f = grouped.shape
+    x = grouped.astype(dtype).reshape(b * s, width, f).swapaxes(1, 2)
+    return jnp.pad(x, ((0, 0), (0, FEATURES - f), (0, 0)))
 
 
 def rows(x: Float[Array, "n 16 8K"]) -> Float[Array, "8n K 16"]:
