@@ -20,9 +20,8 @@ from jaxtyping import Array, Float
 from openshape_jax.ops import patch_tpu_kernels as kernels
 from openshape_jax.ops.dispatch import by_device
 from openshape_jax.ops.patch_passes import Hidden, Passes
-from openshape_jax.ops.patch_tpu_kernels import SUBLANES
+from openshape_jax.ops.patch_tpu_kernels import FEATURES, SUBLANES
 
-FEATURES = 16  # of a row: those of a point and zeros
 HIDDEN = 64  # channels of both hidden layers
 LANES = 128  # the channels of the last layer come in so many
 TILES = 8  # of one program
@@ -36,20 +35,20 @@ def by_eights(x: Float[Array, "S K ..."]) -> Float[Array, "S/8 8K ..."]:
     return x.reshape(s // SUBLANES, SUBLANES, k, *rest).swapaxes(1, 2).reshape(-1, SUBLANES * k, *rest)
 
 
-def arrange(grouped: Float[Array, "B S/8 8K F"], dtype: Any) -> Float[Array, "n 16 8K"]:
-    """The points of `by_eights` in tiles of 8 patches: features, and zeros, by member; F at most 16."""
+def arrange(grouped: Float[Array, "B S/8 8K F"], dtype: Any) -> Float[Array, "n F 8K"]:
+    """The points of `by_eights` in tiles of 8 patches, features by member; F at most 16."""
     b, s, width, f = grouped.shape
-    x = grouped.astype(dtype).reshape(b * s, width, f).swapaxes(1, 2)
-    return jnp.pad(x, ((0, 0), (0, FEATURES - f), (0, 0)))
+    return grouped.astype(dtype).reshape(b * s, width, f).swapaxes(1, 2)
 
 
-def rows(x: Float[Array, "n 16 8K"]) -> Float[Array, "8n K 16"]:
+def rows(x: Float[Array, "n F 8K"]) -> Float[Array, "8n K F"]:
     """The members of each patch, from `arrange`."""
-    parts = x.reshape(len(x), FEATURES, -1, SUBLANES).transpose(0, 3, 2, 1)
-    return parts.reshape(len(x) * SUBLANES, -1, FEATURES)
+    n, f, width = x.shape
+    parts = x.reshape(n, f, width // SUBLANES, SUBLANES).transpose(0, 3, 2, 1)
+    return parts.reshape(n * SUBLANES, -1, f)
 
 
-def forward(x: Float[Array, "n 16 8K"], *weights: Array, interpret: bool = False) -> Float[Array, "8n C"]:
+def forward(x: Float[Array, "n F 8K"], *weights: Array, interpret: bool = False) -> Float[Array, "8n C"]:
     """Maxima in x's type over the members of each patch of relu(relu(relu(x W1 + b1) W2 + b2) W3 + b3).
 
     Args:
@@ -72,14 +71,14 @@ def passes(interpret: bool = False) -> Passes:
 
 
 def _count(x: Array) -> int:
-    return x.size // FEATURES
+    return x.size // x.shape[1]
 
 
 def _inputs(x: Array, *, interpret: bool) -> tuple[Array, Array]:
     def each(x: Array, pivot: Array) -> list[Array]:
         return _call(kernels.inputs, (x,), (pivot,), [], [(2 * FEATURES, 1), (2 * FEATURES,) * 2], interpret)
 
-    pivot = x[0].astype(jnp.float32).mean(1)  # any will do
+    pivot = jnp.pad(x[0].astype(jnp.float32).mean(1), (0, FEATURES - x.shape[1]))  # any will do
     total, outer = by_device(each, 1)(x, _pair(pivot).T)
     about, cov = _about(total.mT, outer, _count(x))
     return pivot + about, cov

@@ -18,6 +18,7 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
 SUBLANES = 8  # patches of a tile
+FEATURES = 16  # that the points of a tile have in the kernels, those given and zeros
 
 
 def _tiles(x_ref, step: Callable[[Array], None], sums: tuple[Any, ...] = ()) -> None:
@@ -39,16 +40,16 @@ def _dot(a: Array, b: Array, contract: tuple[int, int] = (1, 0)) -> Array:
     return jax.lax.dot_general(a, b, dims, preferred_element_type=jnp.float32)
 
 
-def _halves(x: Float[Array, "16 8K"]) -> Float[Array, "32 4K"]:
-    """The features of the first half of the members above those of the other."""
-    half = x.shape[1] // 2
-    return jnp.concatenate([x[:, :half], x[:, half:]])
+def _halves(x: Float[Array, "F 8K"]) -> Float[Array, "32 4K"]:
+    """The features, and zeros, of the first half of the members above those of the other, float32."""
+    f, width = x.shape
+    x = jnp.concatenate([x.astype(jnp.float32), jnp.zeros((FEATURES - f, width))])
+    return jnp.concatenate([x[:, : width // 2], x[:, width // 2 :]])
 
 
 def _first(x: Float[Array, "32 M"], one, shift1) -> Float[Array, "M 128"]:
     """The first hidden layer, float32."""
-    x = x.astype(jnp.float32).T.astype(x.dtype)
-    return jnp.maximum(_dot(x, one[...]) + shift1[...], 0)
+    return jnp.maximum(_dot(x.T.astype(one.dtype), one[...]) + shift1[...], 0)
 
 
 def _add(total, x: Float[Array, "M C"]) -> None:
@@ -85,7 +86,7 @@ def inputs(x_ref, pivot, total, outer):
     """The moments of the features about the pivot."""
 
     def step(i):
-        about = _halves(x_ref[i]).astype(jnp.float32) - pivot[...]
+        about = _halves(x_ref[i]) - pivot[...]
         total[...] += about.sum(1, keepdims=True)
         about = about.astype(x_ref.dtype)
         outer[...] += _dot(about, about, (1, 1))
@@ -169,6 +170,6 @@ def second_back(
         d_kernel2[...] += _dot(across, d_y2)
         d_n1 = jnp.where(h1 > 0, _dot(d_y2, turned[...]), 0)
         _add(bias1, d_n1)
-        outer[...] += _dot(x, d_n1.astype(one.dtype))
+        outer[...] += _dot(x.astype(one.dtype), d_n1.astype(one.dtype))
 
     _tiles(x_ref, step, (d_kernel2, outer, bias1))
