@@ -18,6 +18,7 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
 SUBLANES = 8  # patches of a tile
+TOGETHER = 4  # tiles whose instructions the compiler may mix: one waits for its products meanwhile
 FEATURES = 16  # that the points of a tile have in the kernels, those given and zeros
 
 
@@ -29,10 +30,13 @@ def _tiles(x_ref, step: Callable[[Array], None], sums: tuple[Any, ...] = ()) -> 
         for ref in sums:
             ref[...] = jnp.zeros(ref.shape, ref.dtype)
 
-    jax.lax.fori_loop(0, x_ref.shape[0], lambda i, _: step(i), None, unroll=UNROLL)
+    together = next(t for t in range(TOGETHER, 0, -1) if x_ref.shape[0] % t == 0)
 
+    def some(i, _):
+        for tile in range(together):
+            step(i * together + tile)
 
-UNROLL = 1
+    jax.lax.fori_loop(0, x_ref.shape[0] // together, some, None)
 
 
 def _dot(a: Array, b: Array, contract: tuple[int, int] = (1, 0)) -> Array:
@@ -56,11 +60,12 @@ def _add(total, x: Float[Array, "M C"]) -> None:
     total[...] += x.sum(0, keepdims=True)
 
 
-def _add_moments(total, outer, x: Float[Array, "M 128"], dtype: Any) -> None:
-    """Adds the sum of the rows and of their products with themselves."""
-    _add(total, x)
-    x = x.astype(dtype)
-    outer[...] += _dot(x, x, (0, 0))
+def _add_moments(total, outer, h: Float[Array, "M 128"], pivot) -> None:
+    """Adds the sum of the rows, less the pivot, and of their products with themselves."""
+    about = h.astype(jnp.float32) - pivot[...]
+    _add(total, about)
+    about = about.astype(h.dtype)
+    outer[...] += _dot(about, about, (0, 0))
 
 
 def forward(x_ref, one, shift1, two, shift2, last, bias3, out_ref):
@@ -98,7 +103,8 @@ def second(x_ref, one, shift1, pivot1, total, outer):
     """The moments of the first hidden layer about the pivot."""
 
     def step(i):
-        _add_moments(total, outer, _first(_halves(x_ref[i]), one, shift1) - pivot1[...], one.dtype)
+        h1 = _first(_halves(x_ref[i]), one, shift1).astype(one.dtype)
+        _add_moments(total, outer, h1, pivot1)
 
     _tiles(x_ref, step, (total, outer))
 
@@ -108,9 +114,9 @@ def third(x_ref, one, shift1, two, gain, shift2, last, pivot2, top_ref, index_re
 
     def step(i):
         h1 = _first(_halves(x_ref[i]), one, shift1).astype(one.dtype)
-        h2 = jnp.maximum(_dot(h1, two[...]) * gain[...] + shift2[...], 0)
-        _add_moments(total, outer, h2 - pivot2[...], one.dtype)
-        parts = _by_member(h2.astype(one.dtype), last)
+        h2 = jnp.maximum(_dot(h1, two[...]) * gain[...] + shift2[...], 0).astype(one.dtype)
+        _add_moments(total, outer, h2, pivot2)
+        parts = _by_member(h2, last)
         members = len(parts[0])
         top = parts[0][0]
         index = jnp.zeros(top.shape, jnp.int32)
