@@ -99,6 +99,13 @@ def gpu_mesh() -> AbstractMesh:
 
 
 @pytest.fixture(scope="session")
+def tpu_mesh() -> AbstractMesh:
+    """To lower programs for a TPU."""
+    tpu = AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
+    return AbstractMesh((1,), ("data",), axis_types=(AxisType.Auto,), abstract_device=tpu)
+
+
+@pytest.fixture(scope="session")
 def trained(data_dir: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The uninterrupted run of `small_run.small`; copy it to change it."""
     from openshape_jax import train

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from openshape_jax.ops import attention_tpu, gather_tpu, norm, norm_tpu, patch_tpu
+from openshape_jax.ops import attention_tpu, gather_tpu, norm, norm_tpu
 
 attention = importlib.import_module("openshape_jax.ops.attention")  # the package's name is the function's
 
@@ -70,40 +70,5 @@ def test_norm_and_its_gradients(shape, added):
         np.testing.assert_allclose(share.sum(0), one, rtol=1e-4, atol=2e-3)
 
 
-def test_patch_features_and_their_gradients():
-    """Duplicates of the first member share a maximum, as a ball query with too few hits gives them."""
-    rng = np.random.default_rng(0)
-    b, s, k, c = 2, 24, 16, 128
-    grouped = rng.normal(size=(b, s, k, 9)).astype(np.float32)
-    grouped[:, :, 5:] = grouped[:, :, :1]
-    shapes = ((9, 64), (64,), (64, 64), (64,), (64, c), (c,))
-    weights = [jnp.asarray(0.3 * rng.normal(size=x), jnp.float32) for x in shapes]
-
-    def plain(*weights):
-        x = jnp.asarray(grouped)
-        for kernel, bias in zip(weights[::2], weights[1::2], strict=True):
-            x = jax.nn.relu(_bf16(x) @ _bf16(kernel) + bias)
-        return x.max(2)
-
-    wanted, pull = jax.vjp(plain, *weights)
-    tiles = patch_tpu.tiles(jnp.asarray(grouped))
-    got = patch_tpu.forward(tiles, *weights, interpret=True).reshape(wanted.shape)
-    assert _difference(got, wanted) < 0.005
-    g = jnp.asarray(rng.normal(size=wanted.shape), jnp.float32)
-    slopes = patch_tpu.backward(tiles, g.reshape(-1, 8, c), *weights, interpret=True)
-    for slope, exact in zip(slopes, pull(g), strict=True):
-        assert slope.shape == (1, *exact.shape) and _difference(slope[0], exact) < 0.01
-
-
-def _bf16(x):
-    return x.astype(jnp.bfloat16).astype(jnp.float32)
-
-
 def _f32(*arrays):
     return [np.asarray(x, np.float32) for x in arrays]
-
-
-def _difference(got, wanted) -> float:
-    """Relative to the largest value."""
-    got, wanted = _f32(got, wanted)
-    return float(np.abs(got - wanted).max() / np.abs(wanted).max())

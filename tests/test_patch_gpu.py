@@ -1,7 +1,6 @@
 """Set abstraction's GPU kernels: in interpret mode against plain XLA, their lowering, and their choice."""
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -13,37 +12,17 @@ from openshape_jax import sharding
 from openshape_jax.models import pointbert
 from openshape_jax.ops import patch, patch_gpu, patch_gpu_kernels
 from openshape_jax.ops.patch_passes import Hidden, Norm, chunked
-from openshape_jax.ops.patch_train import Layer, patch_training
+from openshape_jax.ops.patch_train import patch_training
+from tests.patch_cases import (
+    QUICK,
+    chunks,
+    inputs,
+    lowered_set_abstraction,
+    plain_layers,
+    value_and_gradient,
+)
 
-QUICK = {"xla_backend_optimization_level": 0}  # to compile, as a program runs once
 interpreted = functools.partial(patch_training, passes=patch_gpu.passes(interpret=True))
-
-
-def inputs(members: int, channels: int, patches: int = 10):
-    """(1, S, K, 9) points, of which many are a patch's first once more, layers, and slopes (S, C)."""
-    rng = np.random.default_rng(channels)
-    grouped = rng.normal(size=(1, patches, members, 9)).astype(np.float32) + 0.5
-    grouped[:, :, members // 2 :] = grouped[:, :, :1]
-    layers = [
-        Layer(*(0.5 * rng.normal(size=shape).astype(np.float32) for shape in ((a, b), (b,), (b,))))
-        for a, b in itertools.pairwise((9, 64, 64, channels))
-    ]
-    assert (layers[2].scale < 0).any() and (layers[2].scale > 0).any()
-    return grouped, layers, rng.normal(size=(patches, channels)).astype(np.float32)
-
-
-def value_and_gradient(form, x, layers, slope):
-    def total(layers, x):
-        features, moments = form(x, layers)
-        features = features.reshape(slope.shape)
-        return (features * slope).sum(), (features, moments)
-
-    slopes = jax.value_and_grad(total, has_aux=True, argnums=(0, 1))
-    return jax.jit(slopes, compiler_options=QUICK)(layers, x)
-
-
-def chunks(grouped, dtype):
-    return jnp.asarray(grouped.transpose(0, 2, 1, 3)[None], dtype)
 
 
 def test_training_equals_plain_xla(monkeypatch):
@@ -124,13 +103,7 @@ def test_inference_equals_plain_layers_and_so_do_its_gradients(monkeypatch):
     weights = [jnp.asarray(w) for kernel, _, bias in layers for w in (kernel, bias)]
     x = patch_gpu.arrange(jnp.asarray(grouped), jnp.float32)
 
-    def plain(*weights):
-        y = jnp.asarray(grouped[0])
-        for kernel, bias in zip(weights[::2], weights[1::2], strict=True):
-            y = jax.nn.relu(y @ kernel + bias)
-        return y.max(1)
-
-    wanted, pull = jax.vjp(plain, *weights)
+    wanted, pull = jax.vjp(lambda *w: plain_layers(grouped, w), *weights)
     forward = jax.jit(functools.partial(patch_gpu.forward, interpret=True), compiler_options=QUICK)
     np.testing.assert_allclose(forward(x, *weights), wanted, rtol=1e-5, atol=1e-5)
     monkeypatch.setattr(patch, "CHUNK_ROWS", 2 * 16)
@@ -141,25 +114,10 @@ def test_inference_equals_plain_layers_and_so_do_its_gradients(monkeypatch):
 
 
 def test_the_model_s_set_abstraction_lowers_for_gpus(gpu_mesh):
-    from flax import nnx
-
     config = pointbert.size(1)
     config.dtype = "bfloat16"
-    points = jax.ShapeDtypeStruct((4, 1000, 3), jnp.float32)
-
-    def lowered(train: bool) -> str:
-        def loss(params, rest, xyz):
-            sa = nnx.merge(graph, params, rest, copy=True)  # which the statistics may change
-            return sa(xyz, xyz, train)[1].astype(jnp.float32).sum()
-
-        graph, params, rest = nnx.split(
-            nnx.eval_shape(lambda: pointbert.SetAbstraction(config, rngs=nnx.Rngs(0))), nnx.Param, ...
-        )
-        program = jax.jit(jax.grad(loss)) if train else jax.jit(loss)
-        return program.trace(params, rest, points).lower(lowering_platforms=("cuda",)).as_text()
-
     with jax.sharding.use_abstract_mesh(gpu_mesh):
-        inference, training = lowered(False), lowered(True)
+        inference, training = (lowered_set_abstraction(config, "cuda", train) for train in (False, True))
     assert "patch_gpu" in inference and "patch_third_gpu" not in inference
     for name in ("inputs", "second", "third", "third_back", "outer", "second_back"):
         assert f"patch_{name}_gpu" in training
@@ -168,13 +126,13 @@ def test_the_model_s_set_abstraction_lowers_for_gpus(gpu_mesh):
 @pytest.mark.parametrize(
     ("shape", "dtype", "expected"),
     [
-        ((4, 384, 64, 9), "bfloat16", "gpu"),
-        ((4, 7, 256, 9), "bfloat16", "gpu"),
-        ((4, 384, 64, 9), "float32", None),
-        ((4, 384, 48, 9), "bfloat16", None),
-        ((4, 384, 8, 9), "bfloat16", None),
-        ((4, 384, 512, 9), "bfloat16", None),
-        ((2048, 512, 64, 9), "bfloat16", None),  # more than 32-bit offsets reach
+        ((4, 384, 64), "bfloat16", "gpu"),
+        ((4, 7, 256), "bfloat16", "gpu"),
+        ((4, 384, 64), "float32", None),
+        ((4, 384, 48), "bfloat16", None),
+        ((4, 384, 8), "bfloat16", None),
+        ((4, 384, 512), "bfloat16", None),
+        ((2048, 512, 64), "bfloat16", None),  # more than 32-bit offsets reach
     ],
 )
 def test_which_shapes_the_kernels_take(gpu_mesh, monkeypatch, shape, dtype, expected):

@@ -91,8 +91,8 @@ class SetAbstraction(nnx.Module):
     """Patch features: group, shared three-layer MLP (Linear, BatchNorm, ReLU), max over the group.
 
     The MLP runs over chunks of centres, with BatchNorm folded into the Linear before it, so that the
-    activations of all S x K grouped points are never held at once. In front of a BatchNorm a bias cancels.
-    In training, `ops/patch_train.py` does it.
+    activations of all S x K grouped points are never held at once; in training, `ops/patch_train.py` runs it.
+    In front of a BatchNorm a bias cancels.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
@@ -143,8 +143,8 @@ class SetAbstraction(nnx.Module):
 
         layers: list[tuple[Array, Array]] = []
         for conv, norm in pairs:
-            gain = norm.gain(norm.var[...])
-            layers.append((conv.kernel[...] * gain, norm.bias[...] - (norm.mean[...] - conv.bias[...]) * gain))
+            gain, mean = norm.gain(norm.var[...]), norm.mean[...] - conv.bias[...]
+            layers.append((conv.kernel[...] * gain, norm.bias[...] - mean * gain))
         if fused:
             return centres, patch_features(grouped, layers, fused)
 

@@ -54,7 +54,7 @@ def forward(x: Float[Array, "n K 16"], *weights: Array, interpret: bool = False)
 
 
 def passes(interpret: bool = False) -> Passes:
-    """Those of training for x of `arrange`; each device runs them on its own patches where there is a mesh."""
+    """Those of training for x of `arrange`; each device runs them on its own patches if there is a mesh."""
     return _interpreted if interpret else _compiled
 
 

@@ -66,7 +66,7 @@ def forward(x: Float[Array, "n F 8K"], *weights: Array, interpret: bool = False)
 
 
 def passes(interpret: bool = False) -> Passes:
-    """Those of training for x of `arrange`; each device runs them on its own patches where there is a mesh."""
+    """Those of training for x of `arrange`; each device runs them on its own patches if there is a mesh."""
     return _interpreted if interpret else _compiled
 
 
@@ -78,7 +78,7 @@ def _inputs(x: Array, *, interpret: bool) -> tuple[Array, Array]:
     def each(x: Array, pivot: Array) -> list[Array]:
         return _call(kernels.inputs, (x,), (pivot,), [], [(2 * FEATURES, 1), (2 * FEATURES,) * 2], interpret)
 
-    pivot = jnp.pad(x[0].astype(jnp.float32).mean(1), (0, FEATURES - x.shape[1]))  # any will do
+    pivot = _pivot(jnp.pad(x[0].astype(jnp.float32).mean(1), (0, FEATURES - x.shape[1])), x)
     total, outer = by_device(each, 1)(x, _pair(pivot).T)
     about, cov = _about(total.mT, outer, _count(x))
     return pivot + about, cov
@@ -88,7 +88,7 @@ def _second(x: Array, hidden: Hidden, *, interpret: bool) -> tuple[None, Array, 
     def each(x: Array, *weights: Array) -> list[Array]:
         return _call(kernels.second, (x,), weights, [], [(1, LANES), (LANES, LANES)], interpret)
 
-    pivot = jax.nn.relu(hidden.bias1)
+    pivot = _pivot(jax.nn.relu(hidden.bias1), x)
     weights = (*_weights(x, hidden)[:2], _pair(pivot))
     found = by_device(each, len(weights))(x, *weights)
     return None, *_moments(found, pivot, hidden.kernel2.astype(x.dtype), _count(x))
@@ -105,11 +105,17 @@ def _third(
         outputs = [jax.ShapeDtypeStruct(shape, dtype) for dtype in (jnp.float32, jnp.int32)]
         return _call(kernels.third, (x,), weights, outputs, [(1, LANES), (LANES, LANES)], interpret)
 
-    pivot = jax.nn.relu(norm2.mean * norm2.gain + norm2.shift)
+    pivot = _pivot(jax.nn.relu(norm2.mean * norm2.gain + norm2.shift), x)
     weights = (*_weights(x, hidden), last, _pair(pivot))
     top, index, *found = by_device(each, len(weights))(x, *weights)
     moments = _moments(found, pivot, kernel3.astype(x.dtype), _count(x))
     return top[..., :channels], index[..., :channels], *moments
+
+
+def _pivot(near: Array, x: Array) -> Array:
+    """A value near the mean, so that squares about it are small; any will do. Of x's type, as then what is
+    near it loses nothing where the difference becomes a factor."""
+    return near.astype(x.dtype).astype(jnp.float32)
 
 
 def _moments(sums: Sequence[Array], pivot: Array, kernel: Array, count: int) -> tuple[Array, Array]:
@@ -205,7 +211,7 @@ def _call(
     sums: Sequence[tuple[int, ...]],
     interpret: bool,
 ) -> list[Array]:
-    """The kernel's outputs by tile, and then the sums of these shapes, with a leading axis of programs' shares.
+    """The kernel's outputs by tile, and then the sums of these shapes, of each core's share (cores, ...).
 
     Args:
       by_tile: inputs with an axis of tiles, the points first. weights: those that every program gets whole.

@@ -82,9 +82,7 @@ def _by_member(h2: Float[Array, "M 128"], last) -> list[Float[Array, "M/8 8 C"]]
     """The last layer, of either half of the members."""
     channels = last.shape[1] // 2
     y = _dot(h2, last[...])
-    return [
-        y[:, part : part + channels].reshape(-1, SUBLANES, channels) for part in range(0, 2 * channels, channels)
-    ]
+    return [half.reshape(-1, SUBLANES, channels) for half in (y[:, :channels], y[:, channels:])]
 
 
 def inputs(x_ref, pivot, total, outer):
