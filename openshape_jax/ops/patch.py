@@ -68,7 +68,7 @@ def patch_features(
       where: of `patch_kernel`.
     """
     weights = [w for layer in layers for w in layer]
-    out = _features(where, _arranged(jax.lax.stop_gradient(grouped), where), *weights)
+    out: Any = _features(where, _arranged(jax.lax.stop_gradient(grouped), where), *weights)
     return out.reshape(len(grouped), -1, out.shape[-1])
 
 

@@ -120,7 +120,8 @@ def _pivot(near: Array, x: Array) -> Array:
 
 def _moments(sums: Sequence[Array], pivot: Array, kernel: Array, count: int) -> tuple[Array, Array]:
     """(mean, var) of h W, from the sums over all rows of h - pivot and of its products with itself."""
-    about, cov = _about(*sums, count)
+    total, outer = sums
+    about, cov = _about(total, outer, count)
     kernel = kernel.astype(jnp.float32)
     mean = jnp.matmul(pivot + about, kernel, precision="highest")
     return mean, (kernel * jnp.matmul(cov, kernel, precision="highest")).sum(0)

@@ -160,9 +160,7 @@ def third_back(
     _tiles(x_ref, step, (outer, gram, total, bias2, scale2))
 
 
-def second_back(
-    x_ref, d_n2, one, shift1, two, gain, turned, a2, b2, d_kernel2, outer, bias1
-):  # fmt: skip
+def second_back(x_ref, d_n2, one, shift1, two, gain, turned, a2, b2, d_kernel2, outer, bias1):
     """As `patch_passes.Passes` has it. turned: W2'."""
 
     def step(i):
