@@ -80,7 +80,8 @@ def targets(
 
 
 def normalize(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-    """Rows scaled to length 1; a zero row stays zero and has a finite gradient."""
+    """Rows scaled to length 1, float32; a zero row stays zero and has a finite gradient."""
+    x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-12)
 
 
@@ -175,12 +176,12 @@ def _one_way(
     shapes if `forward`."""
     count = len(keys.has)
     blocks = _blocks(keys, block) if count > block else None
-    unit = normalize(rows.emb.astype(jnp.float32))
+    unit = normalize(rows.emb)
 
     def related(part: Rows) -> tuple[Array, Array, Array, Array]:
         """(logits, wanted, negative, ignored), each (rows, keys of the part)."""
         pair = (lambda f: f(rows, part)) if forward else (lambda f: f(part, rows).T)
-        keys = normalize(part.emb.astype(jnp.float32))
+        keys = normalize(part.emb)
         logits = scale * jnp.matmul(unit, keys.T, precision=jax.lax.Precision.HIGHEST)
         both = rows.has[:, None] & part.has
         wanted = rows.owner[:, None] == part.owner

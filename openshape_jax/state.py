@@ -133,9 +133,9 @@ def batch_shapes(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
     m, images = config.data.texts, config.data.images
     shapes = {
         "xyz": ((b, n, 3), jnp.uint16), "rgb": ((b, n, 3), jnp.uint8),
-        "text": ((b, m, d), jnp.float32), "has_text": ((b, m), jnp.bool_), "text_id": ((b, m), jnp.int32),
+        "text": ((b, m, d), jnp.float16), "has_text": ((b, m), jnp.bool_), "text_id": ((b, m), jnp.int32),
         "text_ids": ((b, MAX_TEXTS), jnp.int32),
-        "image": ((b, images, d), jnp.float32), "has_image": ((b, images), jnp.bool_),
+        "image": ((b, images, d), jnp.float16), "has_image": ((b, images), jnp.bool_),
     }  # fmt: skip
     if config.data.hard_negatives:
         shapes["group"] = ((b,), jnp.int32)

@@ -36,7 +36,7 @@ def batch(config) -> dict[str, np.ndarray]:
 def make_batch(config: Config, rng: np.random.Generator) -> dict[str, np.ndarray]:
     shapes = state.batch_shapes(config)
     rows = {
-        k: rng.normal(size=v.shape).astype(np.float32) for k, v in shapes.items() if v.dtype == np.float32
+        k: rng.normal(size=v.shape).astype(np.float16) for k, v in shapes.items() if v.dtype == np.float16
     }
     rows |= {k: np.ones(v.shape, bool) for k, v in shapes.items() if v.dtype == bool}
     ids = np.arange(B * config.data.texts, dtype=np.int32).reshape(B, -1)

@@ -93,7 +93,8 @@ def _draw_image(left: dict[bool, list[int]], share: float, rng: np.random.Genera
 def choose(
     record: dict[str, Any], config: DataConfig, text_dim: int, image_dim: int, rng: np.random.Generator
 ) -> dict[str, Any]:
-    """`config.texts` text and `config.images` image features of a record, with masks where there are fewer.
+    """`config.texts` text and `config.images` image features of a record, float16 as they are stored, with
+    masks where there are fewer.
 
     Each is drawn by the policy among what is left after the ones before it. With probability
     `config.class_text_share` the class name is taken where there is one, whatever the other sources offer.
@@ -101,7 +102,7 @@ def choose(
     m, offers = config.texts, _offers(record, config)
     every = [t for texts in offers.values() for t in texts]
     out = {
-        "text": np.zeros((m, text_dim), np.float32), "has_text": np.zeros(m, bool),
+        "text": np.zeros((m, text_dim), np.float16), "has_text": np.zeros(m, bool),
         "text_id": np.full(m, -1, np.int32), "text_ids": np.full(MAX_TEXTS, -1, np.int32),
     }  # fmt: skip
     for place in range(m):
@@ -116,7 +117,7 @@ def choose(
         unique = list(dict.fromkeys([*drawn, *(text_hash(t.text) for t in every)]))[:MAX_TEXTS]
         out["text_ids"][: len(unique)] = unique
     m = config.images
-    out |= {"image": np.zeros((m, image_dim), np.float32), "has_image": np.zeros(m, bool)}
+    out |= {"image": np.zeros((m, image_dim), np.float16), "has_image": np.zeros(m, bool)}
     left: dict[bool, list[int]] = {True: [], False: []}
     for row, source in enumerate(record["image_sources"]):
         left[source == "thumbnail"].append(row)
