@@ -82,8 +82,8 @@ def example(config: config_lib.Config) -> dict[str, np.ndarray]:
     for name, shape in state.batch_shapes(config).items():
         if shape.dtype == bool:
             rows[name] = np.ones(shape.shape, bool)
-        elif shape.dtype == np.float32:
-            rows[name] = rng.normal(size=shape.shape).astype(np.float32)
+        elif np.issubdtype(shape.dtype, np.floating):
+            rows[name] = rng.normal(size=shape.shape).astype(shape.dtype)
         elif name == "xyz":
             xyz = ellipsoids(rng, *shape.shape[:2])
             rows[name] = ((xyz + 1) / 2 * np.iinfo(shape.dtype).max).astype(shape.dtype)
