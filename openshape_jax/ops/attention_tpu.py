@@ -17,6 +17,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 LANES, HEAD_DIM = 128, 64
+SCALE = HEAD_DIM**-0.5  # of the logits, a power of two
 VMEM = 64 << 20  # bytes that the compiler may use
 
 
@@ -105,7 +106,7 @@ def _forward_kernel(qkv_ref, out_ref, *, tokens: int):
     q, k, v = _parts(qkv_ref)
     outs = []
     for head in range(2):
-        logits = _dot(jnp.where(_mine(head, q), q, 0), k, (1, 1)) * HEAD_DIM**-0.5
+        logits = _dot(jnp.where(_mine(head, q), q, 0), k, (1, 1)) * SCALE
         logits = _without_padding(logits, tokens, 1)
         weights = jnp.exp(logits - logits.max(1, keepdims=True))
         total = weights.sum(1, keepdims=True)
@@ -119,20 +120,21 @@ def _backward_kernel(qkv_ref, g_ref, out_ref, *, tokens: int):
     The (T, T) arrays are keys by queries: their sums over keys need no lanes moved.
     """
     q, k, v = _parts(qkv_ref)
+    q *= SCALE  # exact, and cheaper than a product with all logits
     g = g_ref[0]
     dqs, dks, dvs = [], [], []
     for head in range(2):
         mine = _mine(head, k)
-        logits = _dot(jnp.where(mine, k, 0), q, (1, 1)) * HEAD_DIM**-0.5
+        logits = _dot(jnp.where(mine, k, 0), q, (1, 1))
         logits = _without_padding(logits, tokens, 0)
         weights = jnp.exp(logits - logits.max(0, keepdims=True))
         weights *= 1 / weights.sum(0, keepdims=True)
         dvs.append(_dot(weights.astype(g.dtype), g, (1, 0)))
         slope = _dot(jnp.where(mine, v, 0), g, (1, 1))
         inner = (weights * slope).sum(0, keepdims=True)
-        d_logits = (weights * (slope - inner) * HEAD_DIM**-0.5).astype(q.dtype)
+        d_logits = (weights * (slope - inner)).astype(q.dtype)
         dks.append(_dot(d_logits, q, (1, 0)))
-        dqs.append(_dot(d_logits, k, (0, 0)))
+        dqs.append(_dot(d_logits, k, (0, 0)) * SCALE)
     for part, both in enumerate((dqs, dks, dvs)):
         columns = slice(part * LANES, (part + 1) * LANES)
         out_ref[0, :, columns] = jnp.where(_mine(0, both[0]), *both).astype(out_ref.dtype)
