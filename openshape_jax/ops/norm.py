@@ -20,8 +20,10 @@ def layer_norm(
     x: Float[Array, "... D"], scale: Float[Array, " D"], shift: Float[Array, " D"]
 ) -> Float[Array, "... D"]:
     """x to mean 0 and variance 1 along its last axis, times scale, plus shift: in float32, then x's type."""
-    where = norm_kernel(x)
-    return _kernel(where, x, None, None, scale, shift)[0] if where else plain(x, scale, shift)
+    if not (where := norm_kernel(x)):
+        return plain(x, scale, shift)
+    (normed,) = _kernel(where, x, None, None, scale, shift)
+    return normed
 
 
 def add_norm(
@@ -36,7 +38,8 @@ def add_norm(
     if bias is not None and where != "tpu":
         branch, bias = branch + bias.astype(branch.dtype), None
     if where:
-        return _kernel(where, x, branch, bias, scale, shift)
+        total, normed = _kernel(where, x, branch, bias, scale, shift)
+        return total, normed
     return x + branch, plain(x + branch, scale, shift)
 
 
@@ -69,7 +72,7 @@ def norm_kernel(x: Array) -> str | None:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _kernel(
     where: str, x: Array, branch: Array | None, bias: Array | None, scale: Array, shift: Array
-) -> Any:
+) -> tuple[Array, ...]:
     """(x + (branch + bias), its norm), or (the norm of x,) without a branch."""
     return _forward(where, x, branch, bias, scale, shift)[0]
 
@@ -82,7 +85,8 @@ def _forward(
         from openshape_jax.ops import norm_tpu
 
         zero = jnp.zeros_like(scale) if bias is None else bias
-        out = by_device(lambda *args: norm_tpu.forward(*args, EPS), 3)(x, branch, zero, scale, shift)
+        run = by_device(lambda x, b, a, s, t: norm_tpu.forward(x, b, a, s, t, EPS), 3)
+        out = run(x, branch, zero, scale, shift)
     else:
         from openshape_jax.ops import norm_gpu
 
