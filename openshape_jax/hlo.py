@@ -152,19 +152,57 @@ def collectives(text: str) -> dict[str, Collective]:
 def unique_exchanges(text: str) -> Iterator[Operation]:
     """The operations that exchange something; `kind` is without -start.
 
-    The compiler spreads one exchange over several fusions, which share a channel.
+    The compiler spreads one exchange over several fusions, from the one that starts it to the one that waits
+    for it: the first counts.
     """
-    channels: set[str] = set()
+    bodies, _ = computations(text)
     for op in operations(text, fused=True):
         kind = op.kind.removesuffix("-start")
-        if kind not in COLLECTIVES:
-            continue
-        channel = re.search(r"channel_id=(\d+)", op.line)
-        key = channel[1] if channel else op.name
-        if key not in channels:
-            channels.add(key)
+        if kind in COLLECTIVES and not _goes_on(op.inside, bodies):
             scatter = kind == "all-reduce" and "all-reduce-scatter" in op.inside
             yield dataclasses.replace(op, kind="reduce-scatter" if scatter else kind)
+
+
+def _goes_on(computation: str, bodies: dict[str, list[str]]) -> bool:
+    """Whether a fusion's computation is one through which an exchange goes on, or in which it ends."""
+    ends = any('"AsyncCollectiveDone"' in line for line in bodies[computation])
+    return ends or computation.startswith("async_collective_fusion")
+
+
+def hidden_cycles(text: str, kernels: dict[str, float]) -> dict[str, float]:
+    """Cycles of computation between the start and the end of each asynchronous exchange, by the name of what
+    is started (as in `unique_exchanges`); where several are under way they share them.
+
+    The order is that of the text, which is the compiler's schedule.
+    """
+    bodies, _ = computations(text)
+    hidden: dict[str, float] = {}
+    under_way: dict[str, str] = {}  # name in `hidden` by what tells that it ends
+    for op in operations(text):
+        called = re.search(r"calls=%?([^\s,}]+)", op.line) if op.kind == "fusion" else None
+        inner = [m for line in bodies.get(called[1], []) if (m := OPERATION.match(line))] if called else []
+        exchanges = [m for m in inner if m["kind"].removesuffix("-start") in COLLECTIVES]
+        own = exchanges[0] if exchanges else None
+        lines = "".join(m.string for m in inner)
+        if op.kind.endswith("-start") and op.kind.removesuffix("-start") in COLLECTIVES:
+            under_way[op.name], hidden[op.name] = op.name, 0.0
+        elif own and '"AsyncCollectiveStart"' in lines:
+            under_way[_same(own)], hidden[own["name"]] = own["name"], 0.0
+        elif own and '"AsyncCollectiveDone"' in lines:
+            under_way.pop(_same(own), None)
+        elif op.kind.endswith("-done") and (of := re.search(r"-done\(%?([^\s,)]+)", op.line)):
+            under_way.pop(of[1], None)
+        else:
+            cost = op.cycles if op.cycles is not None else kernels.get(op.name, 0.0)
+            for name in under_way.values():
+                hidden[name] += cost * op.times / len(under_way)
+    return hidden
+
+
+def _same(exchange: re.Match[str]) -> str:
+    """What the parts of one exchange have in common: its channel and its array."""
+    channel = re.search(r"channel_id=(\d+)", exchange.string)
+    return f"{channel and channel[1]} {re.sub('{.*?}', '', exchange['shape'])}"
 
 
 def exchanged(op: Operation) -> float:

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from openshape_jax.ops.placement import batch_axes
+from openshape_jax.ops.placement import batch_axes, whole
 
-BLOCK = 2048  # targets whose logits stand in memory together
+LOGITS = 1 << 22  # of a device's rows and others that stand in memory together
 NONE = -1e30  # the logarithm of no term at all; finite, so that gradients are
 
 # (shapes, targets), both with what `Rows.notes` holds -> (I, J) [i, j] of shape i and target j
@@ -82,7 +82,12 @@ def targets(
 def normalize(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
     """Rows scaled to length 1, float32; a zero row stays zero and has a finite gradient."""
     x = x.astype(jnp.float32)
-    return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-12)
+    return x * _rate(x)[..., None]
+
+
+def _rate(x: Float[Array, "... D"]) -> Float[Array, ...]:
+    """1 / length, 1e6 at most."""
+    return jax.lax.rsqrt(jnp.square(x).sum(-1) + 1e-12)
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,7 @@ class Task:
 Outcome = tuple[Float[Array, ""], dict[str, Float[Array, ""]]]
 
 
-def contrastive(shapes: Rows, tasks: Sequence[Task], block: int = BLOCK) -> list[Outcome]:
+def contrastive(shapes: Rows, tasks: Sequence[Task], block: int = 0) -> list[Outcome]:
     """(loss, what shapes see) of each task: the loss is the mean of the shape-to-target and target-to-shape
     cross-entropies.
 
@@ -111,35 +116,47 @@ def contrastive(shapes: Rows, tasks: Sequence[Task], block: int = BLOCK) -> list
 
     Args:
       shapes: emb (B, D). Those without a target take no part in a task.
-      block: rows of the other side whose logits are held at once; all of them or more: no blocks.
+      block: rows of the other side whose logits are held at once; all of them or more: no blocks; 0: as many
+        as make LOGITS with a device's own.
     """
     forms = [task.form for task in tasks]
     tensors = shapes, [task.targets for task in tasks], [task.logit_scale for task in tasks]
     mesh, axes, devices = batch_axes(shapes.emb)
+    every = whole(shapes.emb)
     if devices == 1 or len(shapes.has) % devices:
-        return _by_device(forms, block, (), *tensors)
+        return _by_device(forms, block, (), every, *tensors)
     rows = PartitionSpec(axes)
     return jax.shard_map(
         functools.partial(_by_device, forms, block, axes),
         mesh=mesh,
-        in_specs=(rows, rows, PartitionSpec()),
+        in_specs=(PartitionSpec(), rows, rows, PartitionSpec()),
         out_specs=PartitionSpec(),
         axis_names=set(axes),
         check_vma=False,
-    )(*tensors)
+    )(every, *tensors)
 
 
 def _by_device(
-    forms: list[Form], block: int, axes: Axes, shapes: Rows, targets: list[Rows], scales: list[Array]
+    forms: list[Form],
+    block: int,
+    axes: Axes,
+    every: Float[Array, "B D"],
+    shapes: Rows,
+    targets: list[Rows],
+    scales: list[Array],
 ) -> list[Outcome]:
-    """`contrastive`, of a device's own rows and all devices' together."""
-    every_shape, found = _everywhere(shapes, axes), []
+    """`contrastive`, of a device's own rows and all devices' together; every: the shapes' of all devices."""
+
+    def together(tree: Any) -> Any:
+        """All devices' rows, in the type that they come in."""
+        return jax.tree.map(lambda x: jax.lax.all_gather(x, axes, tiled=True), tree) if axes else tree
+
+    every_shape, found = Rows(every, *together((shapes.owner, shapes.has, shapes.notes))), []
     for form, own, scale in zip(forms, targets, scales, strict=True):
-        every = _everywhere(own, axes)
-        seeking = _with_targets(shapes, own)
-        forth, seen = _one_way(seeking, every, scale, form, block, axes, forward=True)
-        back, _ = _one_way(own, _with_targets(every_shape, every), scale, form, block, axes, forward=False)
-        found.append((0.5 * (forth + back), seen))
+        all_targets = together(own)
+        forth = _one_way(_with_targets(shapes, own), all_targets, scale, form, block, axes, forward=True)
+        back = _one_way(own, _with_targets(every_shape, all_targets), scale, form, block, axes, forward=False)
+        found.append((0.5 * (forth[0] + back[0]), forth[1]))
     return found
 
 
@@ -148,41 +165,21 @@ def _with_targets(shapes: Rows, targets: Rows) -> Rows:
     return dataclasses.replace(shapes, has=targets.has.reshape(len(shapes.has), -1).any(1))
 
 
-def _everywhere(rows: Rows, axes: Axes) -> Rows:
-    """The rows of all devices."""
-    if not axes:
-        return rows
-    rest = (rows.owner, rows.has, rows.notes)
-    rest = jax.tree.map(lambda x: jax.lax.all_gather(x, axes, tiled=True), rest)
-    return Rows(_gather(rows.emb.dtype, axes, rows.emb.astype(jnp.float32)), *rest)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _gather(wire: Any, axes: Axes, x: Float[Array, "n D"]) -> Float[Array, "N D"]:
-    """The rows of all devices, sent as type `wire`; the gradient to each comes back summed in float32."""
-    return jax.lax.all_gather(x.astype(wire), axes, tiled=True).astype(jnp.float32)
-
-
-_gather.defvjp(
-    lambda wire, axes, x: (_gather(wire, axes, x), None),
-    lambda wire, axes, _, g: (jax.lax.psum_scatter(g, axes, tiled=True),),
-)
-
-
 def _one_way(
     rows: Rows, keys: Rows, scale: Array, form: Form, block: int, axes: Axes, forward: bool
 ) -> Outcome:
     """(mean loss, what they see) of all devices' `rows`, each to find its partners among `keys`; rows are
     shapes if `forward`."""
     count = len(keys.has)
+    block = block or max(LOGITS // len(rows.has), 1)
     blocks = _blocks(keys, block) if count > block else None
     unit = normalize(rows.emb)
 
     def related(part: Rows) -> tuple[Array, Array, Array, Array]:
         """(logits, wanted, negative, ignored), each (rows, keys of the part)."""
         pair = (lambda f: f(rows, part)) if forward else (lambda f: f(part, rows).T)
-        keys = normalize(part.emb)
-        logits = scale * jnp.matmul(unit, keys.T, precision=jax.lax.Precision.HIGHEST)
+        emb = part.emb.astype(jnp.float32)
+        logits = jnp.matmul(unit, emb.T, precision=jax.lax.Precision.HIGHEST) * (scale * _rate(emb))
         both = rows.has[:, None] & part.has
         wanted = rows.owner[:, None] == part.owner
         if form.positives is not None:

@@ -13,7 +13,7 @@ def relation(matrix: Any) -> losses.Relation | None:
     return None if matrix is None else lambda a, b: jnp.asarray(matrix)[a.owner[:, None], b.owner[None]]
 
 
-def contrastive(x, t, scale, has=None, positives=None, ignored=None, block=losses.BLOCK, **form):
+def contrastive(x, t, scale, has=None, positives=None, ignored=None, block=0, **form):
     """(loss, accuracy); x (B, D), t (B, D) or (B, M, D), has (B,) or (B, M)."""
     t = jnp.asarray(t) if np.ndim(t) == 3 else jnp.asarray(t)[:, None]
     has = jnp.ones(t.shape[:2], bool) if has is None else jnp.asarray(has).reshape(t.shape[:2])

@@ -38,21 +38,29 @@ PROGRAM = """HloModule jit_step, is_scheduled=true
   %y = f32[8,128]{1,0:T(8,128)} fusion(%sum.1), kind=kLoop, calls=%fused, metadata={op_name="jit(step)/jvp(transformer)/add"}, backend_config={"estimated_cycles":"100"}
   ROOT %t = (s32[], f32[8,128]) tuple(%i.1, %y)
 }
-%spread (q: f32[4,128]) -> f32[8,128] {
+%spread (q: f32[4,128]) -> (f32[4,128], f32[8,128]) {
   %q = f32[4,128] parameter(0)
-  ROOT %g = (f32[4,128], f32[8,128]) all-gather-start(%q), channel_id=2, dimensions={0}
+  %g = f32[8,128] all-gather(%q), channel_id=2, dimensions={0}
+  ROOT %begun = (f32[4,128], f32[8,128]) custom-call(%g), custom_call_target="AsyncCollectiveStart"
 }
-%again (q.1: f32[4,128]) -> f32[8,128] {
+%async_collective_fusion.1 (q.1: f32[4,128]) -> (f32[4,128], f32[8,128]) {
   %q.1 = f32[4,128] parameter(0)
-  ROOT %g.1 = (f32[4,128], f32[8,128]) all-gather-start(%q.1), channel_id=2, dimensions={0}
+  %g.1 = f32[8,128] all-gather(%q.1), channel_id=2, dimensions={0}
+  ROOT %both = (f32[4,128], f32[8,128]) tuple(%q.1, %g.1)
+}
+%ends (q.2: f32[4,128]) -> f32[8,128] {
+  %q.2 = f32[4,128] parameter(0)
+  %g.2 = f32[8,128] all-gather(%q.2), channel_id=2, dimensions={0}
+  ROOT %ended = f32[8,128] custom-call(%g.2), custom_call_target="AsyncCollectiveDone"
 }
 ENTRY %main (in: f32[8,128], w: bf16[128,64]) -> f32[8,128] {
   %in = f32[8,128]{1,0} parameter(0)
   %w = bf16[128,64]{1,0} parameter(1)
   %dot.1 = f32[8,64]{1,0} dot(%in, %w), lhs_contracting_dims={1}, rhs_contracting_dims={0}
   %f1 = (f32[4,128], f32[8,128]) fusion(%in), kind=kCustom, calls=%spread
-  %f2 = f32[8,128] fusion(%f1), kind=kCustom, calls=%again, backend_config={"estimated_cycles":"5"}
-  %s = f32[4,128]{1,0} reduce-scatter(%in), channel_id=3, replica_groups={{0,1}}, dimensions={0}, to_apply=%add
+  %f2 = (f32[4,128], f32[8,128]) fusion(%f1), kind=kCustom, calls=%async_collective_fusion.1, backend_config={"estimated_cycles":"5"}
+  %f3 = f32[8,128] fusion(%f2), kind=kCustom, calls=%ends
+  %s = f32[4,128]{1,0} reduce-scatter(%in), channel_id=1, replica_groups={{0,1}}, dimensions={0}, to_apply=%add
   %kernel.1 = s32[64,128]{1,0} custom-call(%in), custom_call_target="tpu_custom_call", metadata={op_name="jit(step)/fps_tpu"}, backend_config={"cost_estimate":{"flops":1000}}
   %unknown = f32[640,128]{1,0} gather(%in, %kernel.1), offset_dims={1}
   %loop = (s32[], f32[8,128]) while(%in), condition=%condition, body=%body
@@ -69,6 +77,22 @@ def test_exchanges_are_counted_with_loops_and_once_where_several_fusions_share_t
         "all-gather": hlo.Collective(count=1, runs=1, bytes=array),
         "reduce-scatter": hlo.Collective(count=1, runs=1, bytes=array),
     }
+
+
+def test_what_is_computed_during_an_exchange_hides_it():
+    assert hlo.hidden_cycles(PROGRAM, {}) == {"g": 5}
+    pair = """ENTRY %main (in: f32[8]) -> f32[8] {
+  %in = f32[8] parameter(0)
+  %a = (f32[8], f32[16]) all-gather-start(%in), channel_id=1
+  %b = (f32[8], f32[32]) all-gather-start(%in), channel_id=1
+  %c = f32[8] fusion(%in), backend_config={"estimated_cycles":"6"}
+  %d = f32[16] all-gather-done(%a)
+  %e = f32[8] custom-call(%c), custom_call_target="tpu_custom_call"
+  %f = f32[32] all-gather-done(%b)
+  ROOT %g = f32[8] fusion(%e), backend_config={"estimated_cycles":"100"}
+}
+"""
+    assert hlo.hidden_cycles(pair, {"e": 10.0}) == {"a": 3, "b": 13}
 
 
 def test_trip_counts_come_from_the_compiler_or_the_condition():
@@ -192,7 +216,8 @@ def test_text_of_the_report(tiny, compiled):
     report = dataclasses.replace(
         dryrun.report(program, tiny, "v5e:2x4", mesh, parameters),
         cycles={"attention": 1.5e9},
-        exchange_seconds=1.0,
+        exchange_seconds=4.0,
+        exposed_seconds=1.0,
     )
     assert report.seconds == 2.0 and report.shapes_per_second == 8
     assert report.utilisation == pytest.approx(report.model_flops / (2 * 197e12))
@@ -202,6 +227,7 @@ def test_text_of_the_report(tiny, compiled):
         "of 16 GiB",
         "all-reduce: ",
         "attention: 1000.0 ms",
+        "exchanges: 4000.0 ms, 3000.0 of them",
         "8 shapes/s",
         "An estimate",
     ):

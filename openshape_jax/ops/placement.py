@@ -9,8 +9,9 @@ too many (experiments/tpu_dryrun). These functions say what is meant. They do no
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 
 def batch_axes(x: Array) -> tuple[jax.sharding.AbstractMesh, tuple[str, ...], int]:
@@ -43,3 +44,21 @@ def split_rows(x: Array, axis: int = 0) -> Array:
     if devices == 1 or x.shape[axis] % devices:
         return x
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*[None] * axis, auto)))
+
+
+@jax.custom_vjp
+def whole(x: Float[Array, "B D"]) -> Float[Array, "B D"]:
+    """All of x on every device, sent as it is and then float32; a gradient comes back split by rows, as the
+    devices' sum in float32."""
+    if batch_axes(x)[2] > 1:
+        x = jax.lax.with_sharding_constraint(x, NamedSharding(batch_axes(x)[0], PartitionSpec()))
+    return x.astype(jnp.float32)
+
+
+def _whole_backward(like: Array, g: Array) -> tuple[Array]:
+    # The barrier, or the compiler would round what it sums up.
+    return (jax.lax.optimization_barrier(split_rows(g)).astype(like.dtype),)
+
+
+# Left to itself, the gradient would be summed up on every device, to be split afterwards.
+whole.defvjp(lambda x: (whole(x), jnp.zeros((), x.dtype)), _whole_backward)
