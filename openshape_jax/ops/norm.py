@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
@@ -69,12 +68,14 @@ def norm_kernel(x: Array) -> str | None:
     return "gpu" if gpu_kernels(x) else None
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _kernel(
+def _run(
     where: str, x: Array, branch: Array | None, bias: Array | None, scale: Array, shift: Array
 ) -> tuple[Array, ...]:
     """(x + (branch + bias), its norm), or (the norm of x,) without a branch."""
     return _forward(where, x, branch, bias, scale, shift)[0]
+
+
+_kernel = jax.custom_vjp(_run, nondiff_argnums=(0,))
 
 
 def _forward(
