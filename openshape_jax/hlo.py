@@ -218,7 +218,8 @@ def exchanged(op: Operation) -> float:
 
 
 def cycles(text: str, kernels: dict[str, float], groups: dict[str, str]) -> Cycles:
-    """The compiler's estimate: `estimated_cycles` of every operation times how often it runs.
+    """The compiler's estimate: `estimated_cycles` of every operation but the exchanges, times how often it
+    runs.
 
     Args:
       kernels: cycles of one run of operations that XLA has no estimate of, by name.
@@ -226,15 +227,15 @@ def cycles(text: str, kernels: dict[str, float], groups: dict[str, str]) -> Cycl
     """
     out = Cycles()
     for op in operations(text):
-        one = op.cycles
-        if one is None and op.name in kernels:
-            one = kernels[op.name]
+        kind = op.kind.removesuffix("-start").removesuffix("-done")
+        if kind in COLLECTIVES:
+            continue
+        one = op.cycles if op.cycles is not None else kernels.get(op.name)
         if one is None:
-            kind = op.kind.removesuffix("-start").removesuffix("-done")
             memory = re.search(
                 r'custom_call_target="(AllocateBuffer|ConcatBitcast|AssumeGatherIndicesInBound)"', op.line
             )
-            if op.kind not in FREE and kind not in COLLECTIVES and not memory and size(op.shape) > 4096:
+            if op.kind not in FREE and not memory and size(op.shape) > 4096:
                 out.missing.append(f"{op.name} {op.shape[:40]} {op.label[-60:]}")
             continue
         total = one * op.times

@@ -28,8 +28,7 @@ def uniform(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int) -> Array:
 
 
 class Transformer(nnx.Module):
-    """Pre-norm blocks whose parameters are stacked along a leading depth axis and scanned, so that
-    compile time does not grow with depth."""
+    """Pre-norm blocks whose parameters are stacked along a leading depth axis."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config = config

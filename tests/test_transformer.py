@@ -1,0 +1,88 @@
+"""The transformer as TPUs and GPUs compute it, kernels interpreted, against the plain form in float32."""
+
+import dataclasses
+import functools
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from openshape_jax.config import ModelConfig
+from openshape_jax.models import transformer
+from openshape_jax.ops import attention_gpu, attention_tpu, norm, norm_gpu, norm_tpu
+
+attention = importlib.import_module("openshape_jax.ops.attention")  # ops.attention is the function
+
+CLOUDS, TOKENS = 2, 13  # not whole registers of tokens
+
+
+@pytest.fixture(scope="module")
+def config() -> ModelConfig:
+    return ModelConfig(dim=128, depth=3, heads=2, mlp_dim=256)
+
+
+@pytest.fixture(scope="module")
+def case(config) -> tuple:
+    """(parameters, tokens, factors of paths, gradient to the output); no bias or scale is left at 0 or 1."""
+    rng = np.random.default_rng(0)
+    params = nnx.state(transformer.Transformer(config, rngs=nnx.Rngs(0)), nnx.Param)
+    params = jax.tree.map(lambda x: x + 0.5 * rng.normal(size=x.shape[-1:]).astype(np.float32), params)
+    tokens = jnp.asarray(rng.normal(size=(CLOUDS, TOKENS, config.dim)), jnp.float32)
+    paths = jnp.asarray(rng.choice([0.0, 1.25], (config.depth, 2, CLOUDS)), jnp.float32)
+    return params, tokens, paths, jnp.asarray(rng.normal(size=(CLOUDS, config.dim)), jnp.float32)
+
+
+def value_and_slopes(config: ModelConfig, case: tuple, with_paths: bool) -> tuple:
+    """(output, gradients to parameters and tokens), float32."""
+    params, tokens, paths, g = case
+    graph = nnx.graphdef(transformer.Transformer(config, rngs=nnx.Rngs(0)))
+
+    def run(params, tokens):
+        x = tokens.astype(config.dtype)
+        return nnx.merge(graph, params)(x, paths if with_paths else None).astype(jnp.float32)
+
+    out, pull = jax.vjp(jax.jit(run), params, tokens)
+    return out, pull(g)
+
+
+@pytest.fixture
+def platform_of(monkeypatch):
+    """Makes programs as for a platform, with its kernels interpreted."""
+
+    def choose(name: str) -> None:
+        for module in (transformer, attention, norm):
+            monkeypatch.setattr(module, "platform", lambda x: name)
+        for module in (attention, norm):
+            monkeypatch.setattr(module, "gpu_kernels", lambda x: name == "gpu")
+        for module in (attention_gpu, attention_tpu, norm_gpu, norm_tpu):
+            for kernel in ("forward", "backward"):
+                interpreted = functools.partial(getattr(module, kernel), interpret=True)
+                monkeypatch.setattr(module, kernel, interpreted)
+
+    return choose
+
+
+@pytest.mark.parametrize("options", [{}, {"remat": True}], ids=["kept", "remat"])
+@pytest.mark.parametrize("with_paths", [False, True], ids=["whole", "paths"])
+@pytest.mark.parametrize("name", ["tpu", "gpu"])
+def test_forms_of_accelerators_equal_the_plain_one(config, case, platform_of, name, with_paths, options):
+    wanted = value_and_slopes(config, case, with_paths)
+    half = dataclasses.replace(config, dtype="bfloat16", **options)
+    plain = value_and_slopes(half, case, with_paths)
+    platform_of(name)
+    got = value_and_slopes(half, case, with_paths)
+    assert np.any(got[0] != plain[0])  # it is another program
+    # As near to the exact result as plain bfloat16 comes.
+    for (path, exact), one, other in zip(
+        jax.tree.leaves_with_path(wanted), jax.tree.leaves(got), jax.tree.leaves(plain), strict=True
+    ):
+        allowed = 0.01 + 2 * difference(other, exact)
+        assert difference(one, exact) < allowed < 0.2, jax.tree_util.keystr(path)
+
+
+def difference(got, wanted) -> float:
+    """Length of the difference over that of what is wanted."""
+    return float(jnp.linalg.norm(got - wanted) / jnp.linalg.norm(wanted))
