@@ -192,7 +192,7 @@ def hidden_cycles(text: str, kernels: dict[str, float]) -> dict[str, float]:
             under_way.pop(_same(own), None)
         elif op.kind.endswith("-done") and (of := re.search(r"-done\(%?([^\s,)]+)", op.line)):
             under_way.pop(of[1], None)
-        else:
+        elif op.kind not in COLLECTIVES:
             cost = op.cycles if op.cycles is not None else kernels.get(op.name, 0.0)
             for name in under_way.values():
                 hidden[name] += cost * op.times / len(under_way)
