@@ -21,7 +21,7 @@ CLOUDS, TOKENS = 2, 13  # not whole registers of tokens
 
 @pytest.fixture(scope="module")
 def config() -> ModelConfig:
-    return ModelConfig(dim=128, depth=3, heads=2, mlp_dim=256)
+    return ModelConfig(dim=128, depth=2, heads=2, mlp_dim=256)
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +48,13 @@ def value_and_slopes(config: ModelConfig, case: tuple, with_paths: bool) -> tupl
     return out, pull(g)
 
 
+@pytest.fixture(scope="module")
+def plain(config, case) -> dict[bool, tuple]:
+    """(exact, in bfloat16) of the plain form, without and with paths."""
+    half = dataclasses.replace(config, dtype="bfloat16")
+    return {p: tuple(value_and_slopes(c, case, p) for c in (config, half)) for p in (False, True)}
+
+
 @pytest.fixture
 def platform_of(monkeypatch):
     """Makes programs as for a platform, with its kernels interpreted."""
@@ -65,19 +72,21 @@ def platform_of(monkeypatch):
     return choose
 
 
-@pytest.mark.parametrize("options", [{}, {"remat": True}], ids=["kept", "remat"])
-@pytest.mark.parametrize("with_paths", [False, True], ids=["whole", "paths"])
-@pytest.mark.parametrize("name", ["tpu", "gpu"])
-def test_forms_of_accelerators_equal_the_plain_one(config, case, platform_of, name, with_paths, options):
-    wanted = value_and_slopes(config, case, with_paths)
-    half = dataclasses.replace(config, dtype="bfloat16", **options)
-    plain = value_and_slopes(half, case, with_paths)
+# On TPUs a bias is added late only where no path is dropped, a sum only where blocks are not made again.
+@pytest.mark.parametrize(
+    ("name", "with_paths", "options"),
+    [("tpu", False, {}), ("tpu", True, {}), ("tpu", False, {"remat": True}), ("gpu", True, {})],
+)
+def test_forms_of_accelerators_equal_the_plain_one(
+    config, case, plain, platform_of, name, with_paths, options
+):
     platform_of(name)
-    got = value_and_slopes(half, case, with_paths)
-    assert np.any(got[0] != plain[0])  # it is another program
+    got = value_and_slopes(dataclasses.replace(config, dtype="bfloat16", **options), case, with_paths)
+    wanted, rounded = plain[with_paths]
+    assert np.any(got[0] != rounded[0])  # it is another program
     # As near to the exact result as plain bfloat16 comes.
     for (path, exact), one, other in zip(
-        jax.tree.leaves_with_path(wanted), jax.tree.leaves(got), jax.tree.leaves(plain), strict=True
+        jax.tree.leaves_with_path(wanted), jax.tree.leaves(got), jax.tree.leaves(rounded), strict=True
     ):
         allowed = 0.01 + 2 * difference(other, exact)
         assert difference(one, exact) < allowed < 0.2, jax.tree_util.keystr(path)
