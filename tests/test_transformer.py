@@ -29,7 +29,7 @@ def case(config) -> tuple:
     """(parameters, tokens, factors of paths, gradient to the output); no bias or scale is left at 0 or 1."""
     rng = np.random.default_rng(0)
     params = nnx.state(transformer.Transformer(config, rngs=nnx.Rngs(0)), nnx.Param)
-    params = jax.tree.map(lambda x: x + 0.5 * rng.normal(size=x.shape[-1:]).astype(np.float32), params)
+    params = jax.tree.map(lambda x: x + 0.5 * rng.normal(size=x.shape) if x.ndim == 2 else x, params)
     tokens = jnp.asarray(rng.normal(size=(CLOUDS, TOKENS, config.dim)), jnp.float32)
     paths = jnp.asarray(rng.choice([0.0, 1.25], (config.depth, 2, CLOUDS)), jnp.float32)
     return params, tokens, paths, jnp.asarray(rng.normal(size=(CLOUDS, config.dim)), jnp.float32)
