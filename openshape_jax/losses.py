@@ -119,10 +119,12 @@ def contrastive(shapes: Rows, tasks: Sequence[Task], block: int = 0) -> list[Out
       block: rows of the other side whose logits are held at once; all of them or more: no blocks; 0: as many
         as make LOGITS with a device's own.
     """
+    mesh, axes, devices = batch_axes(shapes.emb)
+    # Once, so that the gradients of all its uses meet in float32: else they would be rounded before they do.
+    emb = shapes.emb.astype(jnp.float32)
+    every, shapes = whole(emb, shapes.emb.dtype), dataclasses.replace(shapes, emb=emb)
     forms = [task.form for task in tasks]
     tensors = shapes, [task.targets for task in tasks], [task.logit_scale for task in tasks]
-    mesh, axes, devices = batch_axes(shapes.emb)
-    every = whole(shapes.emb)
     if devices == 1 or len(shapes.has) % devices:
         return _by_device(forms, block, (), every, *tensors)
     rows = PartitionSpec(axes)

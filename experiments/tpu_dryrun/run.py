@@ -102,8 +102,8 @@ def tables(done: dict) -> str:
         lines.append(
             f"| {' '.join([model, *fields])} | {topology} | {r['batch_size'] // r['chips']} | "
             f"{r['memory'] / 2**30:.2f} | {r['hbm'] / 2**30:.0f} | {r['matrix_flops'] / 1e12:.2f} | {runs} "
-            f"| {size:.0f} | {r['exchange_seconds'] * 1e3:.1f} | {hidden * 1e3:.1f} | {r['seconds'] * 1e3:.1f} "
-            f"| {r['shapes_per_second']:,.0f} | {r['utilisation']:.1%} |"
+            f"| {size:.0f} | {r['exchange_seconds'] * 1e3:.1f} | {hidden * 1e3:.1f} "
+            f"| {r['seconds'] * 1e3:.1f} | {r['shapes_per_second']:,.0f} | {r['utilisation']:.1%} |"
         )
     lines += [
         "",

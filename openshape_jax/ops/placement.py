@@ -8,6 +8,8 @@ too many (experiments/tpu_dryrun). These functions say what is meant. They do no
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -46,19 +48,15 @@ def split_rows(x: Array, axis: int = 0) -> Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*[None] * axis, auto)))
 
 
-@jax.custom_vjp
-def whole(x: Float[Array, "B D"]) -> Float[Array, "B D"]:
-    """All of x on every device, sent as it is and then float32; a gradient comes back split by rows, as the
+def _whole(x: Float[Array, "B D"], wire: Any) -> Float[Array, "B D"]:
+    """All of float32 x on every device, sent as type `wire`; a gradient comes back split by rows, as the
     devices' sum in float32."""
+    sent = x.astype(wire)
     if batch_axes(x)[2] > 1:
-        x = jax.lax.with_sharding_constraint(x, NamedSharding(batch_axes(x)[0], PartitionSpec()))
-    return x.astype(jnp.float32)
-
-
-def _whole_backward(like: Array, g: Array) -> tuple[Array]:
-    # The barrier, or the compiler would round what it sums up.
-    return (jax.lax.optimization_barrier(split_rows(g)).astype(like.dtype),)
+        sent = jax.lax.with_sharding_constraint(sent, NamedSharding(batch_axes(x)[0], PartitionSpec()))
+    return sent.astype(jnp.float32)
 
 
 # Left to itself, the gradient would be summed up on every device, to be split afterwards.
-whole.defvjp(lambda x: (whole(x), jnp.zeros((), x.dtype)), _whole_backward)
+whole = jax.custom_vjp(_whole, nondiff_argnums=(1,))
+whole.defvjp(lambda x, wire: (_whole(x, wire), None), lambda wire, _, g: (split_rows(g),))
