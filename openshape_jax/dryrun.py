@@ -351,10 +351,11 @@ def exchange_seconds(text: str, chip: Chip, sides: list[int]) -> dict[str, float
         "collective-permute": 1,
     }
     hops = sum(sides) / 2
-    return {
-        op.name: op.times * phases[op.kind] * (hlo.exchanged(op) / (2 * chip.link) + hops * SECONDS_PER_HOP)
-        for op in hlo.unique_exchanges(text)
-    }
+    taken: dict[str, float] = {}
+    for op in hlo.unique_exchanges(text):
+        one = phases[op.kind] * (hlo.exchanged(op) / (2 * chip.link) + hops * SECONDS_PER_HOP)
+        taken[op.name] = taken.get(op.name, 0.0) + op.times * one
+    return taken
 
 
 @contextlib.contextmanager

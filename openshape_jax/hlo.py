@@ -153,7 +153,7 @@ def unique_exchanges(text: str) -> Iterator[Operation]:
     """The operations that exchange something; `kind` is without -start.
 
     The compiler spreads one exchange over several fusions, from the one that starts it to the one that waits
-    for it: the first counts.
+    for it: the first counts. None of them starts one exchange and waits for another.
     """
     bodies, _ = computations(text)
     for op in operations(text, fused=True):

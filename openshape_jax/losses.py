@@ -111,8 +111,8 @@ def contrastive(shapes: Rows, tasks: Sequence[Task], block: int = 0) -> list[Out
     Shapes see "top1", the share of them whose best target is a wanted one, and with `ignored` also
     "ignored_pairs", how many targets are left out for a shape on average.
 
-    Rows that are split over devices are exchanged once for all tasks, in the type that they come in, and so
-    is the gradient of the shapes, in float32.
+    Of rows that are split over devices, the shapes are exchanged once for all tasks and each task's targets
+    once, in the type that they come in; the gradient of the shapes is summed in float32.
 
     Args:
       shapes: emb (B, D). Those without a target take no part in a task.

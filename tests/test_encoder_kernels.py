@@ -1,5 +1,6 @@
 """The Pallas kernels of the encoder for TPUs, in interpret mode against plain JAX, and their gradients."""
 
+import functools
 import importlib
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from openshape_jax import sharding
 from openshape_jax.ops import attention_tpu, gather_tpu, norm, norm_tpu
 
 attention = importlib.import_module("openshape_jax.ops.attention")  # the package's name is the function's
@@ -68,6 +70,30 @@ def test_norm_and_its_gradients(shape, added):
     for share, one in zip(shares, [*exact, to_bias] if added else exact, strict=added):
         assert share.shape == (8, shape[-1])
         np.testing.assert_allclose(share.sum(0), one, rtol=1e-4, atol=2e-3)
+
+
+@pytest.mark.parametrize("rows", [32, 48], ids=["split", "does not divide"])
+@pytest.mark.parametrize("added", [False, True])
+def test_norms_of_several_devices_equal_those_of_one(added, rows, monkeypatch):
+    for kernel in ("forward", "backward"):
+        interpreted = functools.partial(getattr(norm_tpu, kernel), interpret=True)
+        monkeypatch.setattr(norm_tpu, kernel, interpreted)
+    draw = np.random.default_rng(0)
+    x, branch = (jnp.asarray(draw.normal(size=(rows, 128)), jnp.bfloat16) for _ in range(2))
+    vectors = [jnp.asarray(draw.normal(size=128), jnp.float32) for _ in range(3)]
+
+    def value(x, branch, bias, scale, shift):
+        out = norm._kernel("tpu", x, *((branch, bias) if added else (None, None)), scale, shift)
+        return sum((i + 1) * jnp.sin(part.astype(jnp.float32)).sum() for i, part in enumerate(out))
+
+    mesh = sharding.make_mesh(devices=jax.devices()[: 2 if rows == 32 else 5])
+    whole = sharding.replicated(mesh)
+    place = sharding.by_row(mesh) if rows == 32 else whole
+    gradient = jax.grad(value, argnums=(0, 1, 2, 3, 4))
+    expected = jax.jit(gradient)(x, branch, *vectors)
+    got = jax.jit(gradient, in_shardings=(place, place, whole, whole, whole))(x, branch, *vectors)
+    for one, other in zip(got, expected, strict=True):
+        np.testing.assert_allclose(one.astype(np.float32), other.astype(np.float32), rtol=1e-4, atol=1e-3)
 
 
 def _f32(*arrays):

@@ -95,6 +95,34 @@ def test_blocks_and_devices_change_neither_loss_nor_gradients(form):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, expected)
 
 
+@pytest.mark.parametrize("rows", [24, 20], ids=["split", "does not divide"])
+def test_two_tasks_of_half_precision_on_eight_devices_equal_one(rows):
+    x, texts = inputs(rows, targets=2)
+    images = inputs(rows + 1)[1][1:]
+    has = np.random.default_rng(2).random((2, rows, 2)) < 0.7
+    ids = np.random.default_rng(3).integers(0, 9, (rows, 2)).astype(np.int32)
+    arrays = x.astype(jnp.bfloat16), texts.astype(np.float16), images.astype(np.float16), ids
+
+    def value(x, texts, images, ids):
+        shapes = losses.shapes(x, {"text_ids": ids})
+        own = losses.targets(shapes, texts, has[0], {"text_id": ids})
+        tasks = [
+            losses.Task(own, jnp.float32(9.0), losses.Form(losses.shared_text)),
+            losses.Task(losses.targets(shapes, images, has[1][:, :1]), jnp.float32(4.0)),
+        ]
+        (a, _), (b, seen) = losses.contrastive(shapes, tasks)
+        return a + 2 * b, seen["top1"]
+
+    mesh = sharding.make_mesh()
+    place = sharding.by_row(mesh) if rows % mesh.size == 0 else sharding.replicated(mesh)
+    gradient = jax.value_and_grad(value, has_aux=True)
+    (expected, top1), slope = jax.jit(gradient)(*arrays)
+    (got, seen), split = jax.jit(gradient, in_shardings=(place,) * 4)(*arrays)
+    np.testing.assert_allclose([got, seen], [expected, top1], rtol=1e-5)
+    # Of the type of the embeddings, each rounded once.
+    np.testing.assert_allclose(split.astype(np.float32), slope.astype(np.float32), rtol=2**-7, atol=1e-5)
+
+
 def test_memory_grows_with_the_batch_and_not_with_its_square():
     def temporary(rows: int) -> int:
         emb = jax.ShapeDtypeStruct((rows, 16), np.float32)

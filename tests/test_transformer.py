@@ -16,7 +16,7 @@ from openshape_jax.ops import attention_gpu, attention_tpu, norm, norm_gpu, norm
 
 attention = importlib.import_module("openshape_jax.ops.attention")  # ops.attention is the function
 
-CLOUDS, TOKENS = 2, 13  # not whole registers of tokens
+CLOUDS, TOKENS = 16, 5  # not whole registers of tokens; the class tokens are a strip of rows
 
 
 @pytest.fixture(scope="module")

@@ -87,8 +87,10 @@ class Ours:
 
         def loss(params: Any, stats: Any, xyz: jax.Array, rgb: jax.Array) -> Any:
             emb, stats = models.apply(c, params, stats, xyz, rgb, train=True)
-            pairs = losses.rows(emb, target[:, None], jnp.ones((len(emb), 1), bool))
-            return losses.contrastive(*pairs, jnp.float32(14.28))[0], stats
+            shapes = losses.shapes(emb)
+            targets = losses.targets(shapes, target[:, None], jnp.ones((len(emb), 1), bool))
+            [(value, _)] = losses.contrastive(shapes, [losses.Task(targets, jnp.float32(14.28))])
+            return value, stats
 
         def step(params: Any, stats: Any, opt_state: Any, xyz: jax.Array, rgb: jax.Array) -> Any:
             (_, stats), grads = jax.value_and_grad(loss, has_aux=True)(params, stats, xyz, rgb)

@@ -151,9 +151,10 @@ def parts(config: config_lib.Config, mesh: jax.sharding.Mesh, rows: dict) -> dic
     targets = sharding.put_batch({k: rows[k] for k in ("text", "has_text")}, mesh)
 
     def loss(e: jax.Array, t: jax.Array, has: jax.Array) -> jax.Array:
-        return (
-            2 * losses.contrastive(*losses.rows(e, t, has), jnp.float32(14.28))[0]
-        )  # of texts and of images
+        shapes = losses.shapes(e.astype(c.dtype))
+        task = losses.Task(losses.targets(shapes, t, has), jnp.float32(14.28))
+        texts, images = losses.contrastive(shapes, [task, task])  # the same, for the time that they take
+        return texts[0] + images[0]
 
     tx = optim.optimizer(config.optim, config.steps)
     first = jax.device_put(state.init(config), whole)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import jax
@@ -64,7 +65,7 @@ def norm_kernel(x: Array) -> str | None:
     if platform(x) == "tpu" and has_kernels("tpu"):
         devices = batch_axes(x)[2]
         own = x.size // x.shape[-1] // (devices if x.shape[0] % devices == 0 else 1)
-        return None if own % 16 or x.shape[-1] % 128 else "tpu"
+        return None if own % 16 or x.shape[-1] % 128 else "tpu"  # STRIP of norm_tpu, lanes of a register
     return "gpu" if gpu_kernels(x) else None
 
 
@@ -78,29 +79,29 @@ def _run(
 _kernel = jax.custom_vjp(_run, nondiff_argnums=(0,))
 
 
+def _made_for(where: str) -> Any:
+    """The module of kernels."""
+    # Here, as importing Pallas takes a quarter of a second.
+    return importlib.import_module(f"openshape_jax.ops.norm_{where}")
+
+
 def _forward(
     where: str, x: Array, branch: Array | None, bias: Array | None, scale: Array, shift: Array
 ) -> tuple[Any, tuple[Any, ...]]:
-    # Here, as importing Pallas takes a quarter of a second.
+    made = _made_for(where)
     if where == "tpu":
-        from openshape_jax.ops import norm_tpu
-
         zero = jnp.zeros_like(scale) if bias is None else bias
-        run = by_device(lambda x, b, a, s, t: norm_tpu.forward(x, b, a, s, t, EPS), 3)
+        run = by_device(lambda x, b, a, s, t: made.forward(x, b, a, s, t, EPS), 3)
         out = run(x, branch, zero, scale, shift)
     else:
-        from openshape_jax.ops import norm_gpu
-
-        out = by_device(lambda x, b, s, t: norm_gpu.forward(x, b, s, t, EPS), 2)(x, branch, scale, shift)
+        out = by_device(lambda x, b, s, t: made.forward(x, b, s, t, EPS), 2)(x, branch, scale, shift)
     return out, (x if branch is None else out[0], scale, bias)
 
 
 def _backward(where: str, kept: tuple[Any, ...], slopes: tuple[Array, ...]) -> tuple[Any, ...]:
-    from openshape_jax.ops import norm_gpu, norm_tpu
-
     x, scale, bias = kept
     *beside, g = slopes  # the gradient to the sum, if there was one
-    made = norm_tpu if where == "tpu" else norm_gpu
+    made = _made_for(where)
     run = by_device(lambda x, g, b, s: made.backward(x, s, g, b, EPS), 1)
     grad, *shares = run(x, g, beside[0] if beside else None, scale)
     to_scale, to_shift, *to_bias = (share.sum(0) for share in shares)

@@ -7,6 +7,8 @@ own: here every array is read or written once.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-LANES, SUBLANES = 128, 8
+SUBLANES = 8
 STRIP = 16  # rows that are computed together: a register of bfloat16 has as many
 MOST_STRIPS = 32  # of one program
 VMEM = 64 << 20  # bytes that the compiler may use
@@ -92,7 +94,7 @@ def _specs(x: Array) -> tuple[tuple[int], pl.BlockSpec, pl.BlockSpec]:
     return (rows // each,), pl.BlockSpec((each, width), lambda i: (i, 0)), vector
 
 
-def _params(semantics: Literal[parallel, arbitrary]) -> pltpu.CompilerParams:
+def _params(semantics: str) -> pltpu.CompilerParams:
     return pltpu.CompilerParams(dimension_semantics=(semantics,), vmem_limit_bytes=VMEM)
 
 
@@ -152,8 +154,8 @@ def _backward_kernel(scale_ref, x_ref, g_ref, *refs, eps: float):
             grad += beside[0][at].astype(jnp.float32)
         grad_ref[at] = grad.astype(grad_ref.dtype)
         return tuple(
-            one + new.reshape(-1, SUBLANES, new.shape[1]).sum(0)
-            for one, new in zip(seen, (g * normed, g, grad), strict=True)
+            before + new.reshape(-1, SUBLANES, new.shape[1]).sum(0)
+            for before, new in zip(seen, (g * normed, g, grad), strict=True)
         )
 
     zeros = jnp.zeros(scale_grad.shape, jnp.float32)

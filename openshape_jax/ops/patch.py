@@ -53,7 +53,7 @@ def patch_kernel(xyz: Array, members: tuple[int, int, int], dtype: str) -> str |
 
 def member_order(x: Float[Array, "S K ..."], where: str | None) -> Float[Array, ...]:
     """What each member of a cloud's patches has, in the order in which the kernels of `patch_kernel` take the
-    points: on TPUs (S/8, K, 8, ...), else as it is."""
+    points: on TPUs (S/8, 8K, ...), eight patches member by member, else as it is."""
     return _kernels(where).by_eights(x) if where == "tpu" else x
 
 
@@ -119,8 +119,8 @@ def _backward(where: str, kept: tuple[Array, ...], g: Array) -> Any:
 _features.defvjp(_forward, _backward)
 
 
-def plain_slopes(x: Float[Array, "n K 16"], g: Float[Array, "n C"], *weights: Array) -> tuple[Array, ...]:
-    """The gradients (1, ...) to the weights of `patch_gpu.forward`, from that to its result, in float32."""
+def plain_slopes(x: Float[Array, "n K F"], g: Float[Array, "n C"], *weights: Array) -> tuple[Array, ...]:
+    """The gradients (1, ...) to the weights of a kernel's `forward`, from that to its result, in float32."""
     n, k, _ = x.shape
     count = next(c for c in range(1, n + 1) if n % c == 0 and (n // c * k <= CHUNK_ROWS or c == n))
 
