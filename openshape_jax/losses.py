@@ -290,9 +290,8 @@ def false_negatives(margin: float) -> Relation:
 
     That is where the shape's text fits i's image: cos(image_i, text_i) - cos(image_i, text_j) <= margin
     (arXiv 2305.10764, "hard negative mining"), the same pairs for texts and images. A pair in which a shape
-    lacks
-    an image or a text stays a negative: nothing is known of it. Departure: the authors' code multiplies such
-    logits by 0 instead of leaving them out, and fails where a text is missing.
+    lacks an image or a text stays a negative: nothing is known of it. Departure: the authors' code
+    multiplies such logits by 0 instead of leaving them out, and fails where a text is missing.
 
     Needs `pair_notes` as notes of the shapes and of their targets.
     """

@@ -103,21 +103,14 @@ def loss(
     form = losses.Form(None, ignored, c.hardness, c.top_k, c.decoupled)
     shared = dataclasses.replace(form, positives=losses.shared_text) if c.class_aware else form
     shapes = losses.shapes(emb.astype(config.model.dtype), notes)  # in the type that the encoder made it in
-    tasks = {
-        kind: losses.Task(
-            losses.targets(shapes, project(params, kind, batch[kind]), batch[f"has_{kind}"], ids),
-            _scale(params, kind),
-            of_kind,
-        )
-        for kind, of_kind, ids in (
-            ("text", shared, {"text_id": batch["text_id"]}),
-            ("image", form, {}),
-        )
-    }
-    outcomes = losses.contrastive(shapes, list(tasks.values()))
-    total, metrics = jnp.zeros(()), {}
-    for (kind, task), (value, seen) in zip(tasks.items(), outcomes, strict=True):
-        total += {"text": c.text_weight, "image": c.image_weight}[kind] * value
+    tasks = []
+    for kind, of_kind, ids in (("text", shared, {"text_id": batch["text_id"]}), ("image", form, {})):
+        own = losses.targets(shapes, project(params, kind, batch[kind]), batch[f"has_{kind}"], ids)
+        tasks.append(losses.Task(own, _scale(params, kind), of_kind))
+    total, metrics, weights = jnp.zeros(()), {}, {"text": c.text_weight, "image": c.image_weight}
+    outcomes = losses.contrastive(shapes, tasks)
+    for (kind, weight), task, (value, seen) in zip(weights.items(), tasks, outcomes, strict=True):
+        total += weight * value
         metrics |= {f"{kind}_loss": value, f"{kind}_logit_scale": task.logit_scale}
         metrics |= {f"{kind}_{name}": found for name, found in seen.items()}
     if "image_logit_scale" not in params:

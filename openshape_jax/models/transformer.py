@@ -55,6 +55,7 @@ class Transformer(nnx.Module):
         padding = -count % SUBLANES if platform(tokens) == "tpu" else 0
         x = jnp.pad(tokens, ((0, 0), (0, padding), (0, 0))).reshape(-1, c.dim)
         form = _Form.of(c, x, len(tokens), count, paths is not None)
+        # The first block has nothing to add yet, but is given as much as the others.
         bias = jnp.zeros(c.dim) if form.late_bias else None
         carry = (x, jnp.zeros_like(x) if form.late else None, bias)
         kept = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if c.remat_policy == "dots" else None

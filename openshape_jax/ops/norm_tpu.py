@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -94,7 +94,7 @@ def _specs(x: Array) -> tuple[tuple[int], pl.BlockSpec, pl.BlockSpec]:
     return (rows // each,), pl.BlockSpec((each, width), lambda i: (i, 0)), vector
 
 
-def _params(semantics: str) -> pltpu.CompilerParams:
+def _params(semantics: Literal["parallel", "arbitrary"]) -> pltpu.CompilerParams:
     return pltpu.CompilerParams(dimension_semantics=(semantics,), vmem_limit_bytes=VMEM)
 
 

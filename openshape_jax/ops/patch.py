@@ -54,7 +54,7 @@ def patch_kernel(xyz: Array, members: tuple[int, int, int], dtype: str) -> str |
 def member_order(x: Float[Array, "S K ..."], where: str | None) -> Float[Array, ...]:
     """What each member of a cloud's patches has, in the order in which the kernels of `patch_kernel` take the
     points: on TPUs (S/8, 8K, ...), eight patches member by member, else as it is."""
-    return _kernels(where).by_eights(x) if where == "tpu" else x
+    return _kernels("tpu").by_eights(x) if where == "tpu" else x
 
 
 def patch_features(
@@ -81,7 +81,7 @@ def patch_training_fused(
     return out.reshape(len(grouped), -1, out.shape[-1]), moments
 
 
-def _kernels(where: str | None) -> Any:
+def _kernels(where: str) -> Any:
     if where == "gpu":  # imported here, as importing Pallas takes a quarter of a second
         from openshape_jax.ops import patch_gpu
 

@@ -1,9 +1,9 @@
 """Where the rows of a batch stand in a program for several devices.
 
-The compiler spreads placements from the arguments of a program through its operations, and now and then takes
-a
-batch apart along another axis, or gathers it: a training step for eight devices then has a hundred exchanges
-too many (experiments/tpu_dryrun). These functions say what is meant. They do nothing without a mesh.
+The compiler spreads placements from the arguments of a program through its operations, and now and then
+takes a batch apart along another axis, or gathers it: a training step for eight devices then has a hundred
+exchanges too many (experiments/tpu_dryrun). These functions say what is meant. They do nothing without a
+mesh.
 """
 
 from __future__ import annotations
