@@ -221,7 +221,9 @@ def describe(topology: str) -> list[Any]:
     if not re.fullmatch(r"v\d\w*:\d+(x\d+){1,2}", topology):
         raise DryRunError(f"{wrong}.")
     try:
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+        # The two cores of a v4 chip are one device, as on the machines themselves.
+        options = {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices
     except Exception as error:  # its type is not part of JAX's interface
         raise DryRunError(f"{wrong}. ({str(error).splitlines()[0][:200]})") from error
     if devices[0].device_kind not in CHIPS:
