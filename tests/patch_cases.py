@@ -1,11 +1,13 @@
 """What the tests of set abstraction's kernels share: inputs, and a form's value and gradient."""
 
+import functools
 import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from openshape_jax.ops.patch_passes import Hidden, Norm, chunked
 from openshape_jax.ops.patch_train import Layer
 
 QUICK = {"xla_backend_optimization_level": 0}  # to compile, as a program runs once
@@ -36,6 +38,35 @@ def value_and_gradient(form, x, layers, slope):
 
 def chunks(grouped, dtype):
     return jnp.asarray(grouped.transpose(0, 2, 1, 3)[None], dtype)
+
+
+def bfloat16_passes_equal(passes, arranged, by_patch, case) -> None:
+    """The passes of `passes` and those in plain XLA, given the maxima: which member has one may hang on a
+    rounding, and with it where a gradient goes.
+
+    Args:
+      arranged: the points of `case` (of `inputs`, 16 members) as the passes take them, bfloat16.
+      by_patch: brings (S, C) into the order of the passes' patches.
+    """
+    x, (one, two, three), slope = case
+    rng = np.random.default_rng(0)
+    index = rng.integers(0, 16, slope.shape).astype(np.int32)
+    mixed, *vectors = (rng.normal(size=s).astype(np.float32) / 8 for s in ((64, 64), *[(64,)] * 8))
+    hidden = Hidden(one.kernel, vectors[0], vectors[0], two.kernel, Norm(*vectors[1:6]))
+
+    @functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+    def every(passes, x, slope, index):
+        y2, *found = passes.second(x, hidden)
+        top, _, *more = passes.third(x, y2, hidden, three.kernel)
+        d_n2, *sums = passes.third_back(x, y2, hidden, three.kernel, slope, index, mixed, vectors[6])
+        last = passes.second_back(x, y2, d_n2, hidden, vectors[6], vectors[7])
+        mean, cov = passes.inputs(x)
+        return mean[:9], cov[:9, :9], *found, top, *more, *sums, last[0], last[1][:9], last[2]
+
+    got = every(passes, arranged, by_patch(slope), by_patch(index))
+    wanted = every(chunked, chunks(x, jnp.bfloat16), slope[None, None], index[None, None])
+    for a, b in zip(got, wanted, strict=True):
+        assert np.linalg.norm(a - b.reshape(a.shape)) < 0.01 * np.linalg.norm(b)
 
 
 def plain_layers(grouped, weights):

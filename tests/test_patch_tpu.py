@@ -11,10 +11,11 @@ from jax.sharding import AxisType
 from openshape_jax import sharding
 from openshape_jax.models import pointbert
 from openshape_jax.ops import patch, patch_tpu
-from openshape_jax.ops.patch_passes import Hidden, Norm, chunked
+from openshape_jax.ops.patch_passes import Hidden, Norm
 from openshape_jax.ops.patch_train import patch_training
 from tests.patch_cases import (
     QUICK,
+    bfloat16_passes_equal,
     chunks,
     inputs,
     lowered_set_abstraction,
@@ -46,27 +47,9 @@ def test_training_equals_plain_xla(patches, devices):
 
 
 def test_bfloat16_passes_equal_those_in_plain_xla():
-    """Given the maxima: which member has one may hang on a rounding, and with it where a gradient goes."""
-    x, (one, two, three), slope = inputs(16, 96, 16)
-    rng = np.random.default_rng(0)
-    index = rng.integers(0, 16, slope.shape).astype(np.int32)
-    mixed, *vectors = (rng.normal(size=s).astype(np.float32) / 8 for s in ((64, 64), *[(64,)] * 8))
-    hidden = Hidden(one.kernel, vectors[0], vectors[0], two.kernel, Norm(*vectors[1:6]))
-
-    @functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
-    def every(passes, x, slope, index):
-        y2, *found = passes.second(x, hidden)
-        top, _, *more = passes.third(x, y2, hidden, three.kernel)
-        d_n2, *sums = passes.third_back(x, y2, hidden, three.kernel, slope, index, mixed, vectors[6])
-        last = passes.second_back(x, y2, d_n2, hidden, vectors[6], vectors[7])
-        mean, cov = passes.inputs(x)
-        return mean[:9], cov[:9, :9], *found, top, *more, *sums, last[0], last[1][:9], last[2]
-
-    by_tile = (values.reshape(-1, 8, slope.shape[1]) for values in (slope, index))
-    got = every(patch_tpu.passes(interpret=True), tiles(x, jnp.bfloat16), *by_tile)
-    wanted = every(chunked, chunks(x, jnp.bfloat16), slope[None, None], index[None, None])
-    for a, b in zip(got, wanted, strict=True):
-        assert np.linalg.norm(a - b.reshape(a.shape)) < 0.01 * np.linalg.norm(b)
+    case = inputs(16, 96, 16)
+    by_tile = lambda values: values.reshape(-1, 8, values.shape[1])  # noqa: E731
+    bfloat16_passes_equal(patch_tpu.passes(interpret=True), tiles(case[0], jnp.bfloat16), by_tile, case)
 
 
 def test_the_first_of_equal_maxima_is_chosen():

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 from openshape_jax.ops import patch_gpu_kernels as kernels
 from openshape_jax.ops.dispatch import by_device
 from openshape_jax.ops.patch_gpu_kernels import CHANNELS, FEATURES, HIDDEN
-from openshape_jax.ops.patch_passes import Hidden, Passes, count
+from openshape_jax.ops.patch_passes import Hidden, Passes, count, of_kernels
 
 PROCESSORS = 132  # of an H100
 # Programs for each of them, and the warps of a program. One that adds up products writes as much as it holds
@@ -224,11 +224,4 @@ def _call(
     )(*inputs)
 
 
-def _bound(interpret: bool) -> Passes:
-    def of(fn: Callable[..., Any]) -> Callable[..., Any]:
-        return functools.partial(fn, interpret=interpret)
-
-    return Passes(count, of(_inputs), of(_second), of(_third), of(_third_back), of(_second_back))
-
-
-_compiled, _interpreted = _bound(False), _bound(True)  # one each: a form is part of a program's key
+_compiled, _interpreted = of_kernels(count, _inputs, _second, _third, _third_back, _second_back)

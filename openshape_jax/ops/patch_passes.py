@@ -5,6 +5,7 @@ y2 and the gradient of n2(y2) are kept from one pass to the next, of all rows.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -59,6 +60,13 @@ class Passes(NamedTuple):
     third: Callable[..., tuple[Array, Array, Array, Array]]
     third_back: Callable[..., tuple[Array, ...]]
     second_back: Callable[..., tuple[Array, ...]]
+
+
+def of_kernels(count: Callable[[Array], int], *forms: Callable[..., Any]) -> tuple[Passes, Passes]:
+    """(compiled, interpreted) passes of forms that take `interpret`; to be made once, as a form is part of a
+    program's key."""
+    compiled, interpreted = ([functools.partial(f, interpret=i) for f in forms] for i in (False, True))
+    return Passes(count, *compiled), Passes(count, *interpreted)
 
 
 def chunk(grouped: Float[Array, "B S K F"], where: str) -> Float[Array, "G shares K R F"]:

@@ -7,7 +7,6 @@ The factors of products are in the points' type, bfloat16, all else is float32.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,7 +18,7 @@ from jaxtyping import Array, Float
 
 from openshape_jax.ops import patch_tpu_kernels as kernels
 from openshape_jax.ops.dispatch import by_device
-from openshape_jax.ops.patch_passes import Hidden, Passes
+from openshape_jax.ops.patch_passes import Hidden, Passes, of_kernels
 from openshape_jax.ops.patch_tpu_kernels import FEATURES, SUBLANES
 
 HIDDEN = 64  # channels of both hidden layers
@@ -249,11 +248,4 @@ def _call(
     )(*by_tile, *weights)
 
 
-def _bound(interpret: bool) -> Passes:
-    def of(fn: Callable[..., Any]) -> Callable[..., Any]:
-        return functools.partial(fn, interpret=interpret)
-
-    return Passes(_count, of(_inputs), of(_second), of(_third), of(_third_back), of(_second_back))
-
-
-_compiled, _interpreted = _bound(False), _bound(True)  # one each: a form is part of a program's key
+_compiled, _interpreted = of_kernels(_count, _inputs, _second, _third, _third_back, _second_back)
