@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,9 +20,10 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from openshape_jax.ops.placement import batch_axes, whole
+from openshape_jax.ops.placement import batch_axes, gather_rows, scatter_sum
 
 LOGITS = 1 << 22  # of a device's rows and others that stand in memory together
+HIGHEST = jax.lax.Precision.HIGHEST
 NONE = -1e30  # the logarithm of no term at all; finite, so that gradients are
 
 # (shapes, targets), both with what `Rows.notes` holds -> (I, J) [i, j] of shape i and target j
@@ -86,17 +89,19 @@ def normalize(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
 
 
 def _rate(x: Float[Array, "... D"]) -> Float[Array, ...]:
-    """1 / length, 1e6 at most."""
-    return jax.lax.rsqrt(jnp.square(x).sum(-1) + 1e-12)
+    """1 / length, 1e6 at most; float32."""
+    return jax.lax.rsqrt(jnp.square(x.astype(jnp.float32)).sum(-1) + 1e-12)
 
 
 @dataclass(frozen=True)
 class Task:
-    """Targets that the shapes shall find, and be found by."""
+    """M targets of each shape that the shapes shall find, and be found by."""
 
-    targets: Rows  # as many for each shape as for the next, in the shapes' order
+    emb: Float[Array, "B M D"]  # any length, any float type
+    has: Bool[Array, "B M"]  # which of the targets are there
     logit_scale: Float[Array, ""]  # the factor on cosines, exp of the learnt parameter
     form: Form = field(default_factory=Form)
+    notes: dict[str, Array] = field(default_factory=dict)  # (B, M, ...) of the targets alone
 
 
 Outcome = tuple[Float[Array, ""], dict[str, Float[Array, ""]]]
@@ -111,8 +116,8 @@ def contrastive(shapes: Rows, tasks: Sequence[Task], block: int = 0) -> list[Out
     Shapes see "top1", the share of them whose best target is a wanted one, and with `ignored` also
     "ignored_pairs", how many targets are left out for a shape on average.
 
-    Of rows that are split over devices, the shapes are exchanged once for all tasks and each task's targets
-    once, in the type that they come in; the gradient of the shapes is summed in float32.
+    Of rows that are split over devices, the shapes and their notes are exchanged once for all tasks and each
+    task's targets once, in the type that they come in; gradients to them are summed in float32.
 
     Args:
       shapes: emb (B, D). Those without a target take no part in a task.
@@ -120,87 +125,124 @@ def contrastive(shapes: Rows, tasks: Sequence[Task], block: int = 0) -> list[Out
         as make LOGITS with a device's own.
     """
     mesh, axes, devices = batch_axes(shapes.emb)
-    # Once, so that the gradients of all its uses meet in float32: else they would be rounded before they do.
-    emb = shapes.emb.astype(jnp.float32)
-    every, shapes = whole(emb, shapes.emb.dtype), dataclasses.replace(shapes, emb=emb)
     forms = [task.form for task in tasks]
-    tensors = shapes, [task.targets for task in tasks], [task.logit_scale for task in tasks]
+    tensors = shapes, [(t.emb, t.has, t.notes) for t in tasks], [t.logit_scale for t in tasks]
     if devices == 1 or len(shapes.has) % devices:
-        return _by_device(forms, block, (), every, *tensors)
-    rows = PartitionSpec(axes)
-    return jax.shard_map(
-        functools.partial(_by_device, forms, block, axes),
-        mesh=mesh,
-        in_specs=(PartitionSpec(), rows, rows, PartitionSpec()),
-        out_specs=PartitionSpec(),
-        axis_names=set(axes),
-        check_vma=False,
-    )(every, *tensors)
+        shares = _by_device(forms, block, (), *tensors)
+    else:
+        rows = PartitionSpec(axes)
+        shares = jax.shard_map(
+            functools.partial(_by_device, forms, block, axes),
+            mesh=mesh,
+            in_specs=(rows, rows, PartitionSpec()),
+            out_specs=rows,
+            axis_names=set(axes),
+            check_vma=False,
+        )(*tensors)
+    # Not among the devices' own work: there the gradient of a sum would be exchanged too.
+    return jax.tree.map(lambda x: x.sum(0), shares)
 
 
 def _by_device(
     forms: list[Form],
     block: int,
     axes: Axes,
-    every: Float[Array, "B D"],
     shapes: Rows,
-    targets: list[Rows],
+    tasks: list[tuple[Array, Array, dict[str, Array]]],
     scales: list[Array],
-) -> list[Outcome]:
-    """`contrastive`, of a device's own rows and all devices' together; every: the shapes' of all devices."""
+) -> list[Any]:
+    """What a device's own rows add to each `Outcome`, (1,); tasks: their emb, has and notes."""
 
     def together(tree: Any) -> Any:
-        """All devices' rows, in the type that they come in."""
-        return jax.tree.map(lambda x: jax.lax.all_gather(x, axes, tiled=True), tree) if axes else tree
+        return jax.tree.map(lambda x: gather_rows(x, axes), tree)
 
-    every_shape, found = Rows(every, *together((shapes.owner, shapes.has, shapes.notes))), []
-    for form, own, scale in zip(forms, targets, scales, strict=True):
-        all_targets = together(own)
-        forth = _one_way(_with_targets(shapes, own), all_targets, scale, form, block, axes, forward=True)
-        back = _one_way(own, _with_targets(every_shape, all_targets), scale, form, block, axes, forward=False)
-        found.append((0.5 * (forth[0] + back[0]), forth[1]))
-    return found
+    wire = shapes.emb.dtype
+    # Once, so that the gradients of all its uses meet in float32: else they would be rounded before they do.
+    shapes = dataclasses.replace(shapes, emb=shapes.emb.astype(jnp.float32))
+    emb, shape_rate = _everywhere(axes, wire, shapes.emb)
+    every_shape = Rows(emb, *together((shapes.owner, shapes.has, shapes.notes)))
+    forth, sides = [], []
+    for form, (emb, has, notes), scale in zip(forms, tasks, scales, strict=True):
+        own = targets(shapes, emb, has, notes)
+        # What they have of their shapes is not sent again.
+        emb, rate = _everywhere(axes, emb.dtype, emb)
+        every = targets(every_shape, emb, *together((has, notes)))
+        # Shapes without a target are padding.
+        some, every_some = (rows.has.reshape(-1, has.shape[1]).any(1) for rows in (own, every))
+        asking = _Side(dataclasses.replace(shapes, has=some), every.has, every_some.sum(), scale, form, True)
+        forth += _one_way([asking], every, rate.reshape(-1), block)
+        sides.append(_Side(own, every_some, every.has.sum(), scale, form, False))
+    # At once, as all of them look among the shapes: the gradient to these is one product.
+    back, found = _one_way(sides, every_shape, shape_rate, block), []
+    for form, ahead, behind in zip(forms, forth, back, strict=True):
+        seen = {"top1": ahead["hit"]}
+        if form.ignored is not None:
+            seen["ignored_pairs"] = ahead["ignored"] / len(every_shape.has)
+        found.append((0.5 * (ahead["loss"] + behind["loss"]), seen))
+    return jax.tree.map(lambda x: x[None], found)
 
 
-def _with_targets(shapes: Rows, targets: Rows) -> Rows:
-    """The shapes, those without a target as padding."""
-    return dataclasses.replace(shapes, has=targets.has.reshape(len(shapes.has), -1).any(1))
+def _exchanged(axes: Axes, wire: Any, emb: Float[Array, "n ... D"]) -> tuple[Array, Array]:
+    """(emb, 1 / its length) of all devices' rows, for those who use their product alone; emb is sent as type
+    `wire`.
+
+    Each device measures its own rows, and makes of the sum of all devices' gradients to emb, with the length
+    held, what the length adds.
+    """
+    return gather_rows(emb.astype(wire), axes).astype(emb.dtype), gather_rows(_rate(emb), axes)
 
 
-def _one_way(
-    rows: Rows, keys: Rows, scale: Array, form: Form, block: int, axes: Axes, forward: bool
-) -> Outcome:
-    """(mean loss, what they see) of all devices' `rows`, each to find its partners among `keys`; rows are
-    shapes if `forward`."""
-    count = len(keys.has)
-    block = block or max(LOGITS // len(rows.has), 1)
-    blocks = _blocks(keys, block) if count > block else None
-    unit = normalize(rows.emb)
+def _exchanged_slope(axes: Axes, wire: Any, emb: Array, slopes: tuple[Array, Array]) -> tuple[Array]:
+    g, emb32 = scatter_sum(slopes[0].astype(jnp.float32), axes), emb.astype(jnp.float32)
+    along = (emb32 * g).sum(-1) * jnp.square(_rate(emb))
+    return ((g - along[..., None] * emb32).astype(emb.dtype),)
 
-    def related(part: Rows) -> tuple[Array, Array, Array, Array]:
+
+_everywhere = jax.custom_vjp(_exchanged, nondiff_argnums=(0, 1))
+_everywhere.defvjp(lambda axes, wire, emb: (_exchanged(axes, wire, emb), emb), _exchanged_slope)
+
+
+@dataclass(frozen=True)
+class _Side:
+    """A device's rows of one task, each to find its partners among keys."""
+
+    rows: Rows
+    has: Bool[Array, K]  # which of the keys take part
+    total: Int[Array, ""]  # rows of all devices that do
+    scale: Float[Array, ""]
+    form: Form
+    forward: bool  # rows are shapes and keys are targets; else the other way round
+
+    def start(self) -> dict[str, Array]:
+        """What is seen of no keys."""
+        none, zero = jnp.full(len(self.rows.has), NONE), jnp.zeros(len(self.rows.has))
+        seen = {key: zero for key in ("wanted_sum", "wanted_count", "ignored", "negative_count")}
+        seen |= {key: none for key in ("wanted", "negatives", "weights", "best")}
+        seen["hit"] = self.rows.has & False
+        if self.form.top_k:
+            seen["hardest"] = jnp.full((len(none), self.form.top_k), NONE)
+        return seen
+
+    def related(self, cosines: Array, part: Rows) -> tuple[Array, Array, Array, Array]:
         """(logits, wanted, negative, ignored), each (rows, keys of the part)."""
-        pair = (lambda f: f(rows, part)) if forward else (lambda f: f(part, rows).T)
-        emb = part.emb.astype(jnp.float32)
-        logits = jnp.matmul(unit, emb.T, precision=jax.lax.Precision.HIGHEST) * (scale * _rate(emb))
+        rows, form = self.rows, self.form
+        pair = (lambda f: f(rows, part)) if self.forward else (lambda f: f(part, rows).T)
         both = rows.has[:, None] & part.has
         wanted = rows.owner[:, None] == part.owner
         if form.positives is not None:
             wanted = wanted | pair(form.positives)
         ignored = both & False if form.ignored is None else both & ~wanted & pair(form.ignored)
-        return logits, wanted & both, both & ~wanted & ~ignored, ignored
+        return self.scale * cosines, wanted & both, both & ~wanted & ~ignored, ignored
 
-    def over_blocks(step: Callable[[Any, Rows], Any], start: Any) -> Any:
-        if blocks is None:
-            return step(start, keys)
-        return jax.lax.scan(lambda seen, part: (jax.checkpoint(step)(seen, part), None), start, blocks)[0]
-
-    def gather(seen: dict[str, Array], part: Rows) -> dict[str, Array]:
-        logits, wanted, negative, ignored = related(part)
+    def gather(self, seen: dict[str, Array], cosines: Array, part: Rows) -> dict[str, Array]:
+        """`seen`, and a part of the keys."""
+        logits, wanted, negative, ignored = self.related(cosines, part)
         kept = jax.lax.stop_gradient(jnp.where(wanted | negative, logits, NONE))
         place = jnp.argmax(kept, 1)[:, None]
         best = jnp.take_along_axis(kept, place, 1)[:, 0]
         better = best > seen["best"]
         new = {
+            **seen,
             "wanted": _and(seen["wanted"], logits, wanted),
             "wanted_sum": seen["wanted_sum"] + jnp.where(wanted, logits, 0).sum(1),
             "wanted_count": seen["wanted_count"] + wanted.sum(1),
@@ -208,46 +250,76 @@ def _one_way(
             "hit": jnp.where(better, jnp.take_along_axis(wanted, place, 1)[:, 0], seen["hit"]),
             "ignored": seen["ignored"] + ignored.sum(1),
         }
-        if form.top_k:
+        if self.form.top_k:
             every = jnp.concatenate([seen["hardest"], jnp.where(negative, logits, NONE)], 1)
-            return {**new, "hardest": jax.lax.top_k(every, form.top_k)[0]}
-        return {**new, **_negatives(form, seen, logits, negative)}
+            return {**new, "hardest": jax.lax.top_k(every, self.form.top_k)[0]}
+        return {**new, **_negatives(self.form, seen, logits, negative)}
 
-    none, zero = jnp.full(len(rows.has), NONE), jnp.zeros(len(rows.has))
-    empty = {"negatives": none, "weights": none, "negative_count": zero}
-    start = {key: zero for key in ("wanted_sum", "wanted_count", "ignored")}
-    start |= {"wanted": none, "best": none, "hit": rows.has & False}
-    if form.top_k:
-        start["hardest"] = jnp.full((len(rows.has), form.top_k), NONE)
-    else:
-        start |= empty
-    seen = over_blocks(gather, start)
-    if form.top_k:
-        seen |= _negatives(form, empty, seen["hardest"], seen["hardest"] > NONE / 2)
-    negatives = seen["negatives"]
-    if form.hardness:
-        weighted = negatives - seen["weights"] + jnp.log(jnp.maximum(seen["negative_count"], 1))
-        negatives = jnp.where(seen["negative_count"] > 0, weighted, NONE)
+    def negatives(self, seen: dict[str, Array]) -> Float[Array, R]:
+        """The logarithm of what the negatives count."""
+        if self.form.top_k:
+            seen = seen | _negatives(self.form, seen, seen["hardest"], seen["hardest"] > NONE / 2)
+        if not self.form.hardness:
+            return seen["negatives"]
+        weighted = seen["negatives"] - seen["weights"] + jnp.log(jnp.maximum(seen["negative_count"], 1))
+        return jnp.where(seen["negative_count"] > 0, weighted, NONE)
 
-    counted = jnp.maximum(seen["wanted_count"], 1)
-    if form.decoupled:
+    def compete(
+        self, negatives: Float[Array, R], costs: Float[Array, R], cosines: Array, part: Rows
+    ) -> Float[Array, R]:
+        """`costs`, and what each wanted target costs against the negatives alone."""
+        logits, wanted, _, _ = self.related(cosines, part)
+        cost = jax.nn.softplus(jnp.where(wanted, negatives[:, None] - logits, 0))
+        return costs + jnp.where(wanted, cost, 0).sum(1)
 
-        def compete(total: Array, part: Rows) -> Array:
-            logits, wanted, _, _ = related(part)
-            cost = jax.nn.softplus(jnp.where(wanted, negatives[:, None] - logits, 0))
-            return total + jnp.where(wanted, cost, 0).sum(1)
+    def shares(self, seen: dict[str, Array], costs: Float[Array, R]) -> dict[str, Float[Array, ""]]:
+        """What the rows add to the mean loss of all devices' rows, and to what these see.
 
-        loss = over_blocks(compete, zero) / counted
-    else:
-        loss = jnp.logaddexp(seen["wanted"], negatives) - seen["wanted_sum"] / counted
-    sums = {"has": rows.has.sum(), "loss": jnp.where(rows.has, loss, 0).sum()}
-    sums |= {"hit": (seen["hit"] & rows.has).sum(), "ignored": seen["ignored"].sum(), "rows": len(rows.has)}
-    sums = jax.lax.psum(sums, axes) if axes else sums
-    total = jnp.maximum(sums["has"], 1)
-    found = {"top1": sums["hit"] / total}
-    if form.ignored is not None:
-        found["ignored_pairs"] = sums["ignored"] / sums["rows"]
-    return sums["loss"] / total, found
+        Args:
+          costs: what `compete` has found.
+        """
+        counted, negatives = jnp.maximum(seen["wanted_count"], 1), self.negatives(seen)
+        if self.form.decoupled:
+            loss = costs / counted
+        else:
+            loss = jnp.logaddexp(seen["wanted"], negatives) - seen["wanted_sum"] / counted
+        total = jnp.maximum(self.total, 1)
+        mean = {"loss": jnp.where(self.rows.has, loss, 0), "hit": seen["hit"] & self.rows.has}
+        return {"ignored": seen["ignored"].sum(), **{key: of.sum() / total for key, of in mean.items()}}
+
+
+def _one_way(
+    sides: list[_Side], keys: Rows, rate: Float[Array, K], block: int
+) -> list[dict[str, Float[Array, ""]]]:
+    """`_Side.shares` of each, all to look among the same keys; rate: 1 / the keys' lengths."""
+    units = [normalize(side.rows.emb) for side in sides]
+    starts = list(itertools.accumulate(map(len, units)))
+    block = block or max(LOGITS // starts[-1], 1)
+    every = keys, rate, [side.has for side in sides]
+    blocks = _blocks(every, block) if len(keys.has) > block else None
+
+    def over_blocks(steps: list[Callable[[Any, Array, Rows], Any]], start: list[Any]) -> list[Any]:
+        """What each side's step(seen, cosines, part of the keys) has seen of all keys."""
+
+        def one(seen: list[Any], of_keys: tuple[Rows, Array, list[Array]]) -> list[Any]:
+            part, rate, has = of_keys
+            products = jnp.matmul(jnp.concatenate(units), part.emb.astype(jnp.float32).T, precision=HIGHEST)
+            cosines = jnp.split(products * rate, starts[:-1])
+            parts = [dataclasses.replace(part, has=h) for h in has]
+            given = zip(steps, seen, cosines, parts, strict=True)
+            return [step(before, cosine, some) for step, before, cosine, some in given]
+
+        if blocks is None:
+            return one(start, every)
+        return jax.lax.scan(lambda seen, part: (jax.checkpoint(one)(seen, part), None), start, blocks)[0]
+
+    seen = over_blocks([side.gather for side in sides], [side.start() for side in sides])
+    costs = [jnp.zeros(len(unit)) for unit in units]
+    if any(side.form.decoupled for side in sides):
+        negatives = [side.negatives(s) for side, s in zip(sides, seen, strict=True)]
+        steps = [functools.partial(side.compete, n) for side, n in zip(sides, negatives, strict=True)]
+        costs = over_blocks(steps, costs)
+    return [side.shares(s, cost) for side, s, cost in zip(sides, seen, costs, strict=True)]
 
 
 def _negatives(form: Form, seen: dict[str, Array], logits: Array, negative: Array) -> dict[str, Array]:
@@ -265,12 +337,11 @@ def _and(log_sum: Float[Array, R], logits: Float[Array, "R C"], mask: Bool[Array
     return jnp.logaddexp(log_sum, jax.nn.logsumexp(jnp.where(mask, logits, NONE), axis=1))
 
 
-def _blocks(keys: Rows, block: int) -> Rows:
-    """The keys in blocks (n, block, ...), the last one padded with rows that do not take part."""
-    short = -len(keys.has) % block
+def _blocks(keys: Any, block: int) -> Any:
+    """Rows (count, ...) in blocks (n, block, ...), the last one padded with rows that do not take part."""
 
     def cut(x: Array) -> Array:
-        padded = jnp.pad(x, [(0, short)] + [(0, 0)] * (x.ndim - 1))
+        padded = jnp.pad(x, [(0, -len(x) % block)] + [(0, 0)] * (x.ndim - 1))
         return padded.reshape(-1, block, *x.shape[1:])
 
     return jax.tree.map(cut, keys)
@@ -282,7 +353,9 @@ def shared_text(shapes: Rows, targets: Rows) -> Bool[Array, "I J"]:
     Needs the notes text_ids (I, T) of shapes, all texts of each padded with -1, and text_id (J,) of targets.
     """
     text_ids, text_id = shapes.notes["text_ids"], targets.notes["text_id"]
-    return ((text_ids[:, :, None] == text_id) & (text_id >= 0)).any(1)
+    # One by one: a TPU takes ten times as long for a reduction.
+    same = functools.reduce(operator.or_, [one[:, None] == text_id for one in text_ids.T])
+    return same & (text_id >= 0)
 
 
 def false_negatives(margin: float) -> Relation:
@@ -293,12 +366,12 @@ def false_negatives(margin: float) -> Relation:
     lacks an image or a text stays a negative: nothing is known of it. Departure: the authors' code
     multiplies such logits by 0 instead of leaving them out, and fails where a text is missing.
 
-    Needs `pair_notes` as notes of the shapes and of their targets.
+    Needs `pair_notes` as notes of the shapes.
     """
 
     def ignored(shapes: Rows, targets: Rows) -> Array:
         a, b = shapes.notes, targets.notes
-        sims = jnp.matmul(a["image_of"], b["text_of"].T, precision=jax.lax.Precision.HIGHEST)
+        sims = jnp.matmul(a["image_of"], b["text_of"].T, precision=HIGHEST)
         near = a["fit"][:, None] - sims <= margin
         other = shapes.owner[:, None] != targets.owner
         return near & other & (a["group"][:, None] == b["group"]) & a["has_both"][:, None] & b["has_both"]

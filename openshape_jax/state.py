@@ -105,8 +105,8 @@ def loss(
     shapes = losses.shapes(emb.astype(config.model.dtype), notes)  # in the type that the encoder made it in
     tasks = []
     for kind, of_kind, ids in (("text", shared, {"text_id": batch["text_id"]}), ("image", form, {})):
-        own = losses.targets(shapes, project(params, kind, batch[kind]), batch[f"has_{kind}"], ids)
-        tasks.append(losses.Task(own, _scale(params, kind), of_kind))
+        own = project(params, kind, batch[kind]), batch[f"has_{kind}"]
+        tasks.append(losses.Task(*own, _scale(params, kind), of_kind, ids))
     total, metrics, weights = jnp.zeros(()), {}, {"text": c.text_weight, "image": c.image_weight}
     outcomes = losses.contrastive(shapes, tasks)
     for (kind, weight), task, (value, seen) in zip(weights.items(), tasks, outcomes, strict=True):

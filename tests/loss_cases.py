@@ -19,7 +19,7 @@ def contrastive(x, t, scale, has=None, positives=None, ignored=None, block=0, **
     has = jnp.ones(t.shape[:2], bool) if has is None else jnp.asarray(has).reshape(t.shape[:2])
     form = losses.Form(relation(positives), relation(ignored), **form)
     shapes = losses.shapes(jnp.asarray(x))
-    task = losses.Task(losses.targets(shapes, t, has), jnp.float32(scale), form)
+    task = losses.Task(t, has, jnp.float32(scale), form)
     [(loss, seen)] = losses.contrastive(shapes, [task], block)
     return loss, seen["top1"]
 

@@ -87,11 +87,10 @@ def test_norms_of_several_devices_equal_those_of_one(added, rows, monkeypatch):
         return sum((i + 1) * jnp.sin(part.astype(jnp.float32)).sum() for i, part in enumerate(out))
 
     mesh = sharding.make_mesh(devices=jax.devices()[: 2 if rows == 32 else 5])
-    whole = sharding.replicated(mesh)
-    place = sharding.by_row(mesh) if rows == 32 else whole
+    place = sharding.by_row(mesh) if rows == 32 else sharding.replicated(mesh)
     gradient = jax.grad(value, argnums=(0, 1, 2, 3, 4))
     expected = jax.jit(gradient)(x, branch, *vectors)
-    got = jax.jit(gradient, in_shardings=(place, place, whole, whole, whole))(x, branch, *vectors)
+    got = jax.jit(gradient)(*jax.device_put((x, branch), place), *vectors)
     for one, other in zip(got, expected, strict=True):
         np.testing.assert_allclose(one.astype(np.float32), other.astype(np.float32), rtol=1e-4, atol=1e-3)
 

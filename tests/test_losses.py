@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from openshape_jax import losses, sharding
+from openshape_jax import hlo, losses, sharding
+from openshape_jax.ops import placement
 from tests.loss_cases import contrastive, relation
 
 FORMS = {
@@ -87,7 +88,10 @@ def test_blocks_and_devices_change_neither_loss_nor_gradients(form):
 
     gradient = jax.value_and_grad(value, argnums=(0, 1, 2))
     alone = jax.jit(gradient, static_argnums=3)
-    split = jax.jit(gradient, static_argnums=3, in_shardings=(rows, rows, None))
+
+    def split(x, t, *more):
+        return alone(*jax.device_put((x, t), rows), *more)
+
     expected = alone(x, t, 9.0, 10**6)
     # Whole blocks and a last one that is padded both are among those of 16: 48 targets, 24 shapes.
     for how, block in ((alone, 5), (alone, 16), (alone, 48), (split, 16), (split, 48)):
@@ -95,8 +99,11 @@ def test_blocks_and_devices_change_neither_loss_nor_gradients(form):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, expected)
 
 
-@pytest.mark.parametrize("rows", [24, 20], ids=["split", "does not divide"])
-def test_two_tasks_of_half_precision_on_eight_devices_equal_one(rows):
+@pytest.mark.parametrize(
+    ("rows", "scattered"), [(24, 16), (24, 4), (20, 16)], ids=["split", "in two steps", "does not divide"]
+)
+def test_two_tasks_of_half_precision_on_eight_devices_equal_one(monkeypatch, rows, scattered):
+    monkeypatch.setattr(placement, "SCATTERED", scattered)
     x, texts = inputs(rows, targets=2)
     images = inputs(rows + 1)[1][1:]
     has = np.random.default_rng(2).random((2, rows, 2)) < 0.7
@@ -105,10 +112,10 @@ def test_two_tasks_of_half_precision_on_eight_devices_equal_one(rows):
 
     def value(x, texts, images, ids):
         shapes = losses.shapes(x, {"text_ids": ids})
-        own = losses.targets(shapes, texts, has[0], {"text_id": ids})
+        form = losses.Form(losses.shared_text)
         tasks = [
-            losses.Task(own, jnp.float32(9.0), losses.Form(losses.shared_text)),
-            losses.Task(losses.targets(shapes, images, has[1][:, :1]), jnp.float32(4.0)),
+            losses.Task(texts, has[0], jnp.float32(9.0), form, {"text_id": ids}),
+            losses.Task(images, has[1][:, :1], jnp.float32(4.0)),
         ]
         (a, _), (b, seen) = losses.contrastive(shapes, tasks)
         return a + 2 * b, seen["top1"]
@@ -117,10 +124,32 @@ def test_two_tasks_of_half_precision_on_eight_devices_equal_one(rows):
     place = sharding.by_row(mesh) if rows % mesh.size == 0 else sharding.replicated(mesh)
     gradient = jax.value_and_grad(value, has_aux=True)
     (expected, top1), slope = jax.jit(gradient)(*arrays)
-    (got, seen), split = jax.jit(gradient, in_shardings=(place,) * 4)(*arrays)
+    (got, seen), split = jax.jit(gradient)(*jax.device_put(arrays, place))
     np.testing.assert_allclose([got, seen], [expected, top1], rtol=1e-5)
     # Of the type of the embeddings, each rounded once.
     np.testing.assert_allclose(split.astype(np.float32), slope.astype(np.float32), rtol=2**-7, atol=1e-5)
+
+
+def test_devices_exchange_each_array_once():
+    """Shapes and their notes for both tasks and all their targets."""
+    b, d, m, notes = 16, 32, 3, {"image_of": 32, "text_of": 32}
+    mesh = sharding.make_mesh()
+    place = sharding.by_row(mesh)
+
+    def value(x, texts, images, of_shapes):
+        def near(a, c):
+            return (a.notes["image_of"] @ c.notes["text_of"].T) > 1
+
+        form, has = losses.Form(ignored=near), jnp.ones((b, m), bool)
+        tasks = [losses.Task(t, has, jnp.float32(9.0), form) for t in (texts, images)]
+        (one, _), (two, _) = losses.contrastive(losses.shapes(x, of_shapes), tasks)
+        return one + two
+
+    x, t = (jax.ShapeDtypeStruct(shape, np.float32, sharding=place) for shape in ((b, d), (b, m, d)))
+    text = jax.jit(value).lower(x, t, t, dict.fromkeys(notes, x)).compile().as_text()
+    gathered = sum(hlo.exchanged(op) for op in hlo.operations(text) if op.kind == "all-gather")
+    wide = b * d * 4 * (1 + 2 * m + len(notes))
+    assert wide <= gathered < wide + b * d * 4  # and some numbers of each row
 
 
 def test_memory_grows_with_the_batch_and_not_with_its_square():
@@ -147,9 +176,10 @@ def test_class_aware_loss_does_not_push_equal_texts_apart():
     t = np.eye(4, dtype=np.float32)[[0, 0, 1, 2]]
     ids = jnp.array([3, 3, 5, 7])
     shapes = losses.shapes(jnp.asarray(t), {"text_ids": ids[:, None]})
-    own = losses.targets(shapes, t[:, None], jnp.ones((4, 1), bool), {"text_id": ids[:, None]})
+    own = jnp.asarray(t)[:, None], jnp.ones((4, 1), bool), jnp.float32(100.0)
     forms = losses.Form(losses.shared_text), losses.Form()
-    found = losses.contrastive(shapes, [losses.Task(own, jnp.float32(100.0), form) for form in forms])
+    notes = {"text_id": ids[:, None]}
+    found = losses.contrastive(shapes, [losses.Task(*own, form, notes) for form in forms])
     (aware, _), (plain, _) = found
     # Two of four rows share their text: at best each of the two gets probability 1/2.
     np.testing.assert_allclose([aware, plain], [np.log(2) / 2] * 2, atol=1e-4)
@@ -203,8 +233,8 @@ def test_ignored_pairs_are_counted():
     x, t = inputs()
     _, ignored = relations()
     shapes = losses.shapes(jnp.asarray(x))
-    own = losses.targets(shapes, t, jnp.ones((7, 1), bool))
-    task = losses.Task(own, jnp.float32(9.0), losses.Form(ignored=relation(ignored)))
+    form = losses.Form(ignored=relation(ignored))
+    task = losses.Task(jnp.asarray(t), jnp.ones((7, 1), bool), jnp.float32(9.0), form)
     for block in (2, 7):
         [(_, seen)] = losses.contrastive(shapes, [task], block)
         np.testing.assert_allclose(seen["ignored_pairs"], (ignored & ~np.eye(7, dtype=bool)).sum() / 7)

@@ -243,12 +243,9 @@ def test_the_step_uses_it_for_both_targets_whatever_the_number_of_devices(config
     for count in (1, 8):
         mesh = sharding.make_mesh(devices=jax.devices()[:count])
         whole, rows = sharding.replicated(mesh), sharding.by_row(mesh)
-        loss = jax.jit(
-            lambda p, x, b: state.loss(config, p, {}, x, x, b)[1][1],
-            in_shardings=(whole, rows, rows),
-            out_shardings=whole,
-        )
-        found = {k: float(v) for k, v in loss(params, emb, batch).items() if v.ndim == 0}
+        loss = jax.jit(lambda p, x, b: state.loss(config, p, {}, x, x, b)[1][1], out_shardings=whole)
+        placed = jax.device_put((params, emb, batch), (whole, rows, rows))
+        found = {k: float(v) for k, v in loss(*placed).items() if v.ndim == 0}
         assert (found["text_ignored_pairs"], found["image_ignored_pairs"]) == (ignored.sum() / 16,) * 2
         for name, target in (("text", text), ("image", image)):
             expected = masked_oracle(x, target, 9.0, batch[f"has_{name}"][:, 0], ignored)

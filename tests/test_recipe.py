@@ -281,7 +281,7 @@ def test_class_aware_positives_are_found_among_all_texts_of_a_shape(config, monk
         return (shapes.owner[:, None] == 5) & (jnp.arange(len(targets.owner)) == 3 * 2 + 1)
 
     shapes = losses.shapes(jnp.asarray(emb))
-    targets = losses.targets(shapes, rows["text"], rows["has_text"])
-    task = losses.Task(targets, jnp.float32(5.0), losses.Form(positives=also))
+    form = losses.Form(positives=also)
+    task = losses.Task(rows["text"], rows["has_text"], jnp.float32(5.0), form)
     [(expected, _)] = losses.contrastive(shapes, [task])
     np.testing.assert_allclose(metrics["text_loss"], expected, rtol=1e-5)

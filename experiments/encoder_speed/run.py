@@ -88,8 +88,8 @@ class Ours:
         def loss(params: Any, stats: Any, xyz: jax.Array, rgb: jax.Array) -> Any:
             emb, stats = models.apply(c, params, stats, xyz, rgb, train=True)
             shapes = losses.shapes(emb)
-            targets = losses.targets(shapes, target[:, None], jnp.ones((len(emb), 1), bool))
-            [(value, _)] = losses.contrastive(shapes, [losses.Task(targets, jnp.float32(14.28))])
+            task = losses.Task(target[:, None], jnp.ones((len(emb), 1), bool), jnp.float32(14.28))
+            [(value, _)] = losses.contrastive(shapes, [task])
             return value, stats
 
         def step(params: Any, stats: Any, opt_state: Any, xyz: jax.Array, rgb: jax.Array) -> Any:

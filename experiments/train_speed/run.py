@@ -152,7 +152,7 @@ def parts(config: config_lib.Config, mesh: jax.sharding.Mesh, rows: dict) -> dic
 
     def loss(e: jax.Array, t: jax.Array, has: jax.Array) -> jax.Array:
         shapes = losses.shapes(e.astype(c.dtype))
-        task = losses.Task(losses.targets(shapes, t, has), jnp.float32(14.28))
+        task = losses.Task(t, has, jnp.float32(14.28))
         texts, images = losses.contrastive(shapes, [task, task])  # the same, for the time that they take
         return texts[0] + images[0]
 

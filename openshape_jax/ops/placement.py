@@ -8,12 +8,12 @@ mesh.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
+
+SCATTERED = 16  # devices among which XLA for TPUs scatters a sum
 
 
 def batch_axes(x: Array) -> tuple[jax.sharding.AbstractMesh, tuple[str, ...], int]:
@@ -48,15 +48,34 @@ def split_rows(x: Array, axis: int = 0) -> Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*[None] * axis, auto)))
 
 
-def _whole(x: Float[Array, "B D"], wire: Any) -> Float[Array, "B D"]:
-    """All of float32 x on every device, sent as type `wire`; a gradient comes back split by rows, as the
-    devices' sum in float32."""
-    sent = x.astype(wire)
-    if batch_axes(x)[2] > 1:
-        sent = jax.lax.with_sharding_constraint(sent, NamedSharding(batch_axes(x)[0], PartitionSpec()))
-    return sent.astype(jnp.float32)
+def gather_rows(x: Float[Array, "n ..."], axes: tuple[str, ...]) -> Float[Array, "B ..."]:
+    """All devices' rows, in `jax.shard_map` over `axes`; x itself for (). No gradient flows to them."""
+    if not axes:
+        return x
+    if x.dtype == bool or x.dtype.itemsize == 4:
+        # As one type, so that XLA sends all small arrays at once.
+        sent = x.astype(jnp.int32) if x.dtype == bool else jax.lax.bitcast_convert_type(x, jnp.int32)
+        every = jax.lax.all_gather(sent, axes, tiled=True)
+        return every.astype(bool) if x.dtype == bool else jax.lax.bitcast_convert_type(every, x.dtype)
+    return jax.lax.all_gather(x, axes, tiled=True)
 
 
-# Left to itself, the gradient would be summed up on every device, to be split afterwards.
-whole = jax.custom_vjp(_whole, nondiff_argnums=(1,))
-whole.defvjp(lambda x, wire: (_whole(x, wire), None), lambda wire, _, g: (split_rows(g),))
+def scatter_sum(x: Float[Array, "B ..."], axes: tuple[str, ...]) -> Float[Array, "n ..."]:
+    """A device's rows of the sum of all devices' x, in `jax.shard_map` over `axes`; x itself for ().
+
+    Many devices sum in two steps: first among those that lie `near` apart, who each take a part of the rows,
+    then among `near` neighbours, who part that. XLA for TPUs would sum all rows on all of them
+    (experiments/tpu_dryrun).
+    """
+    if not axes:
+        return x
+    devices = jax.lax.axis_size(axes)
+    near = max(n for n in range(1, SCATTERED + 1) if devices % n == 0)
+    if devices <= SCATTERED or near == 1:
+        return jax.lax.psum_scatter(x, axes, tiled=True)
+    for groups in (
+        [list(range(first, devices, near)) for first in range(near)],
+        [list(range(first, first + near)) for first in range(0, devices, near)],
+    ):
+        x = jax.lax.psum_scatter(x, axes, tiled=True, axis_index_groups=groups)
+    return x

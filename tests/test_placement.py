@@ -1,0 +1,48 @@
+"""Exchanges of rows between eight devices against NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from openshape_jax import hlo, sharding
+from openshape_jax.ops import placement
+
+
+def on_devices(fsdp: int, fn, x: np.ndarray):
+    """(compiled, result) of fn(a device's share of x, axes), whose results are put together as rows."""
+    mesh = sharding.make_mesh(fsdp)
+    rows = PartitionSpec(mesh.axis_names)
+    call = jax.shard_map(
+        lambda own: fn(own, mesh.axis_names), mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False
+    )
+    made = jax.jit(call, in_shardings=sharding.by_row(mesh)).lower(x).compile()
+    return made, np.asarray(made(x))
+
+
+@pytest.mark.parametrize("fsdp", [1, 2])
+@pytest.mark.parametrize(("scattered", "steps"), [(16, [8]), (4, [2, 4]), (1, [8])])
+def test_each_device_gets_its_own_rows_of_the_sum(monkeypatch, scattered, steps, fsdp):
+    """In one step, in two (2 x 4), and where the devices do not part into groups."""
+    monkeypatch.setattr(placement, "SCATTERED", scattered)
+    every = np.random.default_rng(0).normal(size=(8, 24, 5)).astype(np.float32)  # of each device
+    made, got = on_devices(fsdp, lambda own, axes: placement.scatter_sum(own[0], axes), every)
+    np.testing.assert_allclose(got, every.sum(0), rtol=1e-5, atol=1e-5)
+    sums = [op for op in hlo.operations(made.as_text()) if op.kind == "reduce-scatter"]
+    # Of 24 rows of 5 numbers and what the first step has left of them.
+    assert [hlo.exchanged(op) / (24 * 5 * 4) for op in sums] == [1, 1 / steps[0]][: len(steps)]
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.int32, np.bool_])
+def test_gathered_rows_are_what_was_sent(kind):
+    x = (np.random.default_rng(0).normal(size=(16, 3)) * 3).astype(kind)
+    _, got = on_devices(1, lambda own, axes: placement.gather_rows(own, axes)[None], x)
+    assert got.dtype == kind
+    for seen in got:
+        np.testing.assert_array_equal(seen, x)
+
+
+def test_one_device_keeps_its_rows():
+    x = jnp.arange(6.0).reshape(3, 2)
+    assert placement.scatter_sum(x, ()) is x and placement.gather_rows(x, ()) is x
