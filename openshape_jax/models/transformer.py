@@ -56,8 +56,12 @@ class Transformer(nnx.Module):
         x = jnp.pad(tokens, ((0, 0), (0, padding), (0, 0))).reshape(-1, c.dim)
         form = _Form.of(c, x, len(tokens), count, paths is not None)
         # The first block has nothing to add yet, but is given as much as the others.
-        bias = jnp.zeros(c.dim) if form.late_bias else None
-        carry = (x, jnp.zeros_like(x) if form.late else None, bias)
+        carry, bias = (x, jnp.zeros_like(x) if form.late else None), None
+        if form.late_bias:
+            # Handed on from block to block, its gradient would be exchanged once a block.
+            bias = weights["down_bias"][-1]
+            before = jnp.zeros_like(bias)[None], weights["down_bias"][:-1]
+            weights["before_bias"] = jnp.concatenate(before)
         kept = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if c.remat_policy == "dots" else None
         step = functools.partial(jax.checkpoint, policy=kept) if c.remat else _as_is
         layers = (weights, paths)
@@ -67,11 +71,12 @@ class Transformer(nnx.Module):
             body, first = step(form.block), jax.tree.map(lambda v: v[:-1], layers)
             carry = jax.lax.scan(lambda now, layer: (body(now, layer), None), carry, first, unroll=depth)[0]
         final = functools.partial(form.block, last=True)
-        return _sum(*step(final)(carry, jax.tree.map(lambda v: v[-1], layers)))
+        x, added = step(final)(carry, jax.tree.map(lambda v: v[-1], layers))
+        return _sum(x, added, bias)
 
 
-# (rows (B R, D), what is still to be added to them, the bias that this still lacks)
-Carry = tuple[Array, Array | None, Array | None]
+# (rows (B R, D), what is still to be added to them)
+Carry = tuple[Array, Array | None]
 
 
 @dataclass(frozen=True)
@@ -111,13 +116,13 @@ class _Form:
         if self.platform == "tpu":
             w = {k: _apart(v.astype(carry[0].dtype)) if v.ndim == 2 else v for k, v in w.items()}
         to_attention, to_mlp = (None, None) if paths is None else paths
-        x, normed = _sum_norm(*carry, w["norm1_scale"], w["norm1_bias"])
+        x, normed = _sum_norm(*carry, w.get("before_bias"), w["norm1_scale"], w["norm1_bias"])
         mixed = (self.attend_first if last else self.attend)(normed, w["qkv"])
         added = self.branch(mixed, w["out_kernel"], w["out_bias"], to_attention)
         x, normed = _sum_norm(self.first(x) if last else x, *added, w["norm2_scale"], w["norm2_bias"])
         h = dense(normed, w["up_kernel"], w["up_bias"])
-        added, bias = self.down(h, w["down_kernel"], w["down_bias"], to_mlp)
-        return (split_rows(x), split_rows(added), bias) if self.late else (split_rows(x + added), None, None)
+        added, _ = self.down(h, w["down_kernel"], w["down_bias"], to_mlp)
+        return (split_rows(x), split_rows(added)) if self.late else (split_rows(x + added), None)
 
     def first(self, rows: Array) -> Array:
         """The first token of each cloud, (B, D)."""
