@@ -183,11 +183,13 @@ def _by_device(
 
 
 def _exchanged(axes: Axes, wire: Any, emb: Float[Array, "n ... D"]) -> tuple[Array, Array]:
-    """(emb, 1 / its length) of all devices' rows, for those who use their product alone; emb is sent as type
-    `wire`.
+    """(emb, 1 / its length) of all devices' rows, of which the product alone may be used.
 
-    Each device measures its own rows, and makes of the sum of all devices' gradients to emb, with the length
-    held, what the length adds.
+    Each device measures its own rows only. The gradient to emb, as if the lengths were constant, is summed up
+    over all devices; then each adds what the lengths of its own rows make of it.
+
+    Args:
+      wire: the type that emb is sent in.
     """
     return gather_rows(emb.astype(wire), axes).astype(emb.dtype), gather_rows(_rate(emb), axes)
 

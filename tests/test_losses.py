@@ -100,10 +100,11 @@ def test_blocks_and_devices_change_neither_loss_nor_gradients(form):
 
 
 @pytest.mark.parametrize(
-    ("rows", "scattered"), [(24, 16), (24, 4), (20, 16)], ids=["split", "in two steps", "does not divide"]
+    ("rows", "most"), [(24, 16), (24, 4), (20, 16)], ids=["split", "in two steps", "does not divide"]
 )
-def test_two_tasks_of_half_precision_on_eight_devices_equal_one(monkeypatch, rows, scattered):
-    monkeypatch.setattr(placement, "SCATTERED", scattered)
+def test_two_tasks_of_half_precision_on_eight_devices_equal_one(monkeypatch, rows, most):
+    for name in ("SCATTERED", "GATHERED", "NEIGHBOURS"):
+        monkeypatch.setattr(placement, name, most)
     x, texts = inputs(rows, targets=2)
     images = inputs(rows + 1)[1][1:]
     has = np.random.default_rng(2).random((2, rows, 2)) < 0.7

@@ -21,11 +21,17 @@ def on_devices(fsdp: int, fn, x: np.ndarray):
     return made, np.asarray(made(x))
 
 
+def parted(monkeypatch, most: int) -> None:
+    """Exchanges of more devices than this take two steps; of 8 and 4: groups of 2 and of 4."""
+    for name in ("SCATTERED", "GATHERED", "NEIGHBOURS"):
+        monkeypatch.setattr(placement, name, most)
+
+
 @pytest.mark.parametrize("fsdp", [1, 2])
-@pytest.mark.parametrize(("scattered", "steps"), [(16, [8]), (4, [2, 4]), (1, [8])])
-def test_each_device_gets_its_own_rows_of_the_sum(monkeypatch, scattered, steps, fsdp):
-    """In one step, in two (2 x 4), and where the devices do not part into groups."""
-    monkeypatch.setattr(placement, "SCATTERED", scattered)
+@pytest.mark.parametrize(("most", "steps"), [(16, [8]), (4, [2, 4]), (1, [8])])
+def test_each_device_gets_its_own_rows_of_the_sum(monkeypatch, most, steps, fsdp):
+    """In one step, in two, and where the devices do not part into groups."""
+    parted(monkeypatch, most)
     every = np.random.default_rng(0).normal(size=(8, 24, 5)).astype(np.float32)  # of each device
     made, got = on_devices(fsdp, lambda own, axes: placement.scatter_sum(own[0], axes), every)
     np.testing.assert_allclose(got, every.sum(0), rtol=1e-5, atol=1e-5)
@@ -34,10 +40,14 @@ def test_each_device_gets_its_own_rows_of_the_sum(monkeypatch, scattered, steps,
     assert [hlo.exchanged(op) / (24 * 5 * 4) for op in sums] == [1, 1 / steps[0]][: len(steps)]
 
 
+@pytest.mark.parametrize("most", [16, 4])
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.int32, np.bool_])
-def test_gathered_rows_are_what_was_sent(kind):
+def test_gathered_rows_are_what_was_sent(monkeypatch, kind, most):
+    parted(monkeypatch, most)
     x = (np.random.default_rng(0).normal(size=(16, 3)) * 3).astype(kind)
-    _, got = on_devices(1, lambda own, axes: placement.gather_rows(own, axes)[None], x)
+    made, got = on_devices(1, lambda own, axes: placement.gather_rows(own, axes)[None], x)
+    gathers = [op for op in hlo.operations(made.as_text()) if op.kind == "all-gather"]
+    assert len(gathers) == (1 if most == 16 else 2)
     assert got.dtype == kind
     for seen in got:
         np.testing.assert_array_equal(seen, x)

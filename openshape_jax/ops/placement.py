@@ -13,7 +13,10 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-SCATTERED = 16  # devices among which XLA for TPUs scatters a sum
+# Devices up to which rows are scattered, or gathered, in one step. For more, XLA for TPUs may add up all rows on
+# every device (experiments/tpu_dryrun).
+SCATTERED, GATHERED = 16, 256
+NEIGHBOURS = 16  # at most, that exchange rows in one of two steps
 
 
 def batch_axes(x: Array) -> tuple[jax.sharding.AbstractMesh, tuple[str, ...], int]:
@@ -49,33 +52,36 @@ def split_rows(x: Array, axis: int = 0) -> Array:
 
 
 def gather_rows(x: Float[Array, "n ..."], axes: tuple[str, ...]) -> Float[Array, "B ..."]:
-    """All devices' rows, in `jax.shard_map` over `axes`; x itself for (). No gradient flows to them."""
+    """All devices' rows, in `jax.shard_map` over `axes`; x itself for (). Not to be differentiated."""
     if not axes:
         return x
+    sent = x
     if x.dtype == bool or x.dtype.itemsize == 4:
         # As one type, so that XLA sends all small arrays at once.
         sent = x.astype(jnp.int32) if x.dtype == bool else jax.lax.bitcast_convert_type(x, jnp.int32)
-        every = jax.lax.all_gather(sent, axes, tiled=True)
-        return every.astype(bool) if x.dtype == bool else jax.lax.bitcast_convert_type(every, x.dtype)
-    return jax.lax.all_gather(x, axes, tiled=True)
+    for groups in reversed(_steps(axes, GATHERED)):
+        sent = jax.lax.all_gather(sent, axes, tiled=True, axis_index_groups=groups)
+    if x.dtype == bool:
+        return sent.astype(bool)
+    return sent if sent.dtype == x.dtype else jax.lax.bitcast_convert_type(sent, x.dtype)
 
 
 def scatter_sum(x: Float[Array, "B ..."], axes: tuple[str, ...]) -> Float[Array, "n ..."]:
-    """A device's rows of the sum of all devices' x, in `jax.shard_map` over `axes`; x itself for ().
-
-    Many devices sum in two steps: first among those that lie `near` apart, who each take a part of the rows,
-    then among `near` neighbours, who part that. XLA for TPUs would sum all rows on all of them
-    (experiments/tpu_dryrun).
-    """
-    if not axes:
-        return x
-    devices = jax.lax.axis_size(axes)
-    near = max(n for n in range(1, SCATTERED + 1) if devices % n == 0)
-    if devices <= SCATTERED or near == 1:
-        return jax.lax.psum_scatter(x, axes, tiled=True)
-    for groups in (
-        [list(range(first, devices, near)) for first in range(near)],
-        [list(range(first, first + near)) for first in range(0, devices, near)],
-    ):
+    """A device's rows of the sum of all devices' x, in `jax.shard_map` over `axes`; x itself for ()."""
+    for groups in _steps(axes, SCATTERED) if axes else []:
         x = jax.lax.psum_scatter(x, axes, tiled=True, axis_index_groups=groups)
     return x
+
+
+def _steps(axes: tuple[str, ...], most: int) -> list[list[list[int]] | None]:
+    """The groups of devices that scatter rows among themselves, one step after the other; None: all devices.
+
+    More than `most` do it in two: first those that stand some neighbours apart, each of whom keeps the part
+    of the rows that it and its neighbours shall have, then neighbours. To gather, the other way round.
+    """
+    devices = jax.lax.axis_size(axes)
+    near = max(n for n in range(1, NEIGHBOURS + 1) if devices % n == 0)
+    if devices <= most or near == 1:
+        return [None]
+    apart = [list(range(first, devices, near)) for first in range(near)]
+    return [apart, [list(range(first, first + near)) for first in range(0, devices, near)]]
