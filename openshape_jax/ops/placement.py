@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-# Devices up to which rows are scattered, or gathered, in one step. For more, XLA for TPUs may add up all rows on
-# every device (experiments/tpu_dryrun).
+# Devices up to which rows are scattered, or gathered, in one step. For more, XLA for TPUs may add up all rows
+# on every device (experiments/tpu_dryrun).
 SCATTERED, GATHERED = 16, 256
 NEIGHBOURS = 16  # at most, that exchange rows in one of two steps
 
