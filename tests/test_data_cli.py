@@ -116,7 +116,8 @@ def test_a_sound_set_has_no_problem(tmp_path, capsys, data_dir):
     assert "no problem found" in out
     assert "48/48" in err
     assert run("verify", "primitives/tiny", "--data_dir", data_dir) == 0
-    assert "data set 'nothing' is not built" in str(run("verify", "nothing", "--data_dir", tmp_path))
+    said = str(run("verify", "thigns", "--data_dir", tmp_path))
+    assert "data set 'thigns' is not built" in said and "like it:   things\n" in said
 
 
 def test_every_fault_of_a_record_is_found(tmp_path, capsys):

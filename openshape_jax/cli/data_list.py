@@ -56,14 +56,12 @@ def about(package: Path) -> str:
 
 def built(root: Path) -> list[Built]:
     """The built data sets in `root`, by name and version; damaged descriptions count as no shapes."""
+    from openshape_jax.data import sources
+
     found = []
-    for path in [*root.glob("*/*/dataset_info.json"), *root.glob("*/*/*/dataset_info.json")]:
-        folder = path.parent
-        name = folder.parent.relative_to(root).as_posix()
-        if folder.name.startswith("incomplete"):
-            continue
+    for name, folder in sources.built_folders(root):
         try:
-            listed = json.loads(path.read_text(encoding="utf-8"))["splits"]
+            listed = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))["splits"]
             splits = {split["name"]: sum(map(int, split["shardLengths"])) for split in listed}
         except (ValueError, KeyError, TypeError):
             splits = {}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -66,10 +67,13 @@ def find(name: str, data_dir: str | Path = "") -> Path:
     versions = [p for p in described if not p.name.startswith("incomplete")]  # TFDS's name of half-built ones
     if not versions:
         base = name.partition("/")[0]
+        there = {built for built, _ in built_folders(data_root(data_dir))}
+        near = ", ".join(difflib.get_close_matches(name, sorted(there), 3, 0.6))
         raise DatasetMissing(
             f"data set {name!r} is not built.\n"
             f"  looked in: {root}\n"
-            f"  build it:  openshape data build {name}"
+            + (f"  like it:   {near}\n" if near else "")
+            + f"  build it:  openshape data build {name}"
             + (f" --data_dir {data_dir}" if data_dir else "")
             + "\n"
             "  elsewhere: --config.data.data_dir=DIR or the environment variable TFDS_DATA_DIR\n"
@@ -77,6 +81,13 @@ def find(name: str, data_dir: str | Path = "") -> Path:
             + ("" if base == "primitives" else " (openshape data build primitives)")
         )
     return max(versions, key=lambda p: tuple(int(n) for n in p.name.split(".") if n.isdigit()))
+
+
+def built_folders(root: Path) -> Iterator[tuple[str, Path]]:
+    """(name, folder) of each version of each data set that is built in `root`, in no order."""
+    for path in [*root.glob("*/*/dataset_info.json"), *root.glob("*/*/*/dataset_info.json")]:
+        if not path.parent.name.startswith("incomplete"):  # TFDS's name of half-built ones
+            yield path.parent.parent.relative_to(root).as_posix(), path.parent
 
 
 def text_space(names: Sequence[str], data_dir: str | Path = "") -> str:
