@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from openshape_jax.ops import attention as public
-from openshape_jax.ops.attention import LONG, head_by_head, plain
+from openshape_jax.ops.attention import LONG, first_attention, head_by_head, plain
 
 
 def oracle(q, k, v):
@@ -47,3 +47,21 @@ def test_bfloat16_keeps_a_float32_softmax():
     assert out.dtype == jnp.bfloat16
     expected = oracle(*(np.asarray(x.astype(jnp.float32)) for x in (q * 8, k * 8, v)))
     np.testing.assert_allclose(out.astype(jnp.float32), expected, atol=0.03)
+
+
+# Rows after the sixth are padding: they have numbers, and nobody may attend to them.
+@pytest.mark.parametrize("tokens", [6, 9])
+def test_the_first_of_all_equals_attention_with_its_gradients(tokens):
+    rng, heads = np.random.default_rng(0), 3
+    x, kernel = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((2, 9, 20), (20, 3 * heads * 16)))
+
+    def definition(x, kernel):
+        q, k, v = jnp.moveaxis((x[:, :tokens] @ kernel).reshape(2, tokens, 3, heads, 16), 2, 0)
+        return plain(q, k, v)[:, 0].reshape(2, -1)
+
+    wanted, pull = jax.vjp(definition, x, kernel)
+    got, pull_ours = jax.vjp(jax.jit(lambda x, kernel: first_attention(x, kernel, heads, tokens)), x, kernel)
+    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
+    g = jnp.asarray(rng.normal(size=got.shape), jnp.float32)
+    for one, other in zip(pull_ours(g), pull(g), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)

@@ -83,7 +83,7 @@ def test_norms_of_several_devices_equal_those_of_one(added, rows, monkeypatch):
     vectors = [jnp.asarray(draw.normal(size=128), jnp.float32) for _ in range(3)]
 
     def value(x, branch, bias, scale, shift):
-        out = norm._kernel("tpu", x, *((branch, bias) if added else (None, None)), scale, shift)
+        out = norm._kernel("tpu", added, x, *((branch, bias) if added else (None, None)), scale, shift)
         return sum((i + 1) * jnp.sin(part.astype(jnp.float32)).sum() for i, part in enumerate(out))
 
     mesh = sharding.make_mesh(devices=jax.devices()[: 2 if rows == 32 else 5])

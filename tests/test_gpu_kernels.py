@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from openshape_jax.ops import attention_gpu, norm, norm_gpu
+from openshape_jax.ops import attention_gpu, gelu, gelu_gpu, norm, norm_gpu
 from openshape_jax.ops.attention import plain
 
 
@@ -50,36 +50,50 @@ def test_attention_is_exact_where_all_logits_are_far_below_zero():
 
 # 50 rows and 48 columns fill neither tiles nor registers; 2,200 rows go over the programs more than once.
 @pytest.mark.parametrize("shape", [(2, 25, 48), (1, 2200, 16)])
-@pytest.mark.parametrize("added", [False, True])
-def test_norm_equals_the_definition_with_its_gradients(shape, added, monkeypatch):
+@pytest.mark.parametrize("summed", [False, True])
+def test_norm_equals_the_definition_with_its_gradients(shape, summed, monkeypatch):
     monkeypatch.setattr(norm_gpu, "PROGRAMS", 3)
     draw = np.random.default_rng(0)
-    x, branch, g, beside = (jnp.asarray(2 + draw.normal(size=shape), jnp.float32) for _ in range(4))
+    x, g, beside = (jnp.asarray(2 + draw.normal(size=shape), jnp.float32) for _ in range(3))
     scale, shift = (jnp.asarray(draw.normal(size=shape[-1:]), jnp.float32) for _ in range(2))
 
     def definition(x, scale, shift):
         return x, norm.plain(x, scale, shift)
 
-    total = x + branch if added else x
-    wanted, pull = jax.vjp(definition, total, scale, shift)
-    out = norm_gpu.forward(x, branch if added else None, scale, shift, norm.EPS, interpret=True)
-    for got, exact in zip(out, wanted if added else wanted[1:], strict=True):
-        np.testing.assert_allclose(got, exact, atol=1e-5)
-    grads = pull((beside if added else jnp.zeros(shape), g))
-    grad, *shares = norm_gpu.backward(total, scale, g, beside if added else None, norm.EPS, interpret=True)
+    wanted, pull = jax.vjp(definition, x, scale, shift)
+    out = norm_gpu.forward(x, scale, shift, norm.EPS, interpret=True)
+    np.testing.assert_allclose(out, wanted[1], atol=1e-5)
+    grads = pull((beside if summed else jnp.zeros(shape), g))
+    grad, *shares = norm_gpu.backward(x, scale, g, beside if summed else None, norm.EPS, interpret=True)
     np.testing.assert_allclose(grad, grads[0], atol=1e-5)
-    for share, exact in zip(shares, grads[1:], strict=True):
+    for share, exact in zip(shares, (*grads[1:], grads[0].reshape(-1, shape[-1]).sum(0)), strict=True):
         np.testing.assert_allclose(share.sum(0), exact, rtol=1e-5, atol=1e-3)
+
+
+# Of 300 rows the last tile is not full.
+@pytest.mark.parametrize("rows", [256, 300])
+def test_gelu_gradient_equals_the_definition(rows):
+    draw = np.random.default_rng(0)
+    g, h = (jnp.asarray(draw.normal(size=(rows, width)), jnp.float32) for width in (128, 256))
+    kernel = jnp.asarray(draw.normal(size=(256, 128)), jnp.float32)
+    bias = jnp.zeros(256)
+    exact = jax.vjp(lambda h, b: gelu.by_tanh(h + b) @ kernel, h, bias)[1](g)
+    to_h, shares = gelu_gpu.backward(g, h, kernel, interpret=True)
+    np.testing.assert_allclose(to_h, exact[0], atol=1e-4)
+    np.testing.assert_allclose(shares.sum(0), exact[1], atol=1e-3)
 
 
 def test_triton_takes_the_kernels_of_the_released_model(gpu_mesh):
     bf16 = jnp.bfloat16
     qkv, out = (jax.ShapeDtypeStruct((8, 385, width), bf16) for width in (1536, 512))
+    shapes = ((8 * 385, 512), (8 * 385, 2048), (2048, 512))
+    rows, inner, kernel = (jax.ShapeDtypeStruct(shape, bf16) for shape in shapes)
     sums, scale = jax.ShapeDtypeStruct((8, 8, 385), jnp.float32), jax.ShapeDtypeStruct((512,), jnp.float32)
     calls = {
         "attention_gpu": (attention_gpu.forward, (qkv,)),
         "attention_key_grad_gpu": (attention_gpu.backward, (qkv, out, sums, out)),
-        "norm_gpu": (lambda *a: norm_gpu.forward(*a, norm.EPS), (out, out, scale, scale)),
+        "gelu_grad_gpu": (gelu_gpu.backward, (rows, inner, kernel)),
+        "norm_gpu": (lambda *a: norm_gpu.forward(*a, norm.EPS), (out, scale, scale)),
         "norm_grad_gpu": (lambda *a: norm_gpu.backward(*a, norm.EPS), (out, scale, out, out)),
     }
     with jax.sharding.use_abstract_mesh(gpu_mesh):

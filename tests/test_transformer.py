@@ -12,7 +12,7 @@ from flax import nnx
 
 from openshape_jax.config import ModelConfig
 from openshape_jax.models import transformer
-from openshape_jax.ops import attention_gpu, attention_tpu, norm, norm_gpu, norm_tpu
+from openshape_jax.ops import attention_gpu, attention_tpu, gelu, gelu_gpu, norm, norm_gpu, norm_tpu
 
 attention = importlib.import_module("openshape_jax.ops.attention")  # ops.attention is the function
 
@@ -62,20 +62,29 @@ def platform_of(monkeypatch):
     def choose(name: str) -> None:
         for module in (transformer, attention, norm):
             monkeypatch.setattr(module, "platform", lambda x: name)
-        for module in (attention, norm):
+        for module in (attention, gelu, norm):
             monkeypatch.setattr(module, "gpu_kernels", lambda x: name == "gpu")
         for module in (attention_gpu, attention_tpu, norm_gpu, norm_tpu):
             for kernel in ("forward", "backward"):
                 interpreted = functools.partial(getattr(module, kernel), interpret=True)
                 monkeypatch.setattr(module, kernel, interpreted)
+        interpreted = functools.partial(gelu_gpu.backward, interpret=True)
+        monkeypatch.setattr(gelu_gpu, "backward", interpreted)
 
     return choose
 
 
-# On TPUs a bias is added late only where no path is dropped, a sum only where blocks are not made again.
+# A bias is added late only where no path is dropped, a sum only where blocks are not made again.
 @pytest.mark.parametrize(
     ("name", "with_paths", "options"),
-    [("tpu", False, {}), ("tpu", True, {}), ("tpu", False, {"remat": True}), ("gpu", True, {})],
+    [
+        ("tpu", False, {}),
+        ("tpu", True, {}),
+        ("tpu", False, {"remat": True}),
+        ("gpu", False, {}),
+        ("gpu", True, {}),
+        ("gpu", False, {"remat": True}),
+    ],
 )
 def test_forms_of_accelerators_equal_the_plain_one(
     config, case, plain, platform_of, name, with_paths, options

@@ -9,13 +9,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
 from openshape_jax.config import ModelConfig
+from openshape_jax.ops import gelu
 from openshape_jax.ops.attention import HEAD_DIM, first_attention, pair_heads, pairs_heads, self_attention
-from openshape_jax.ops.norm import add_norm, layer_norm, norm_kernel
+from openshape_jax.ops.norm import add_norm, norm_kernel
 from openshape_jax.ops.placement import platform, split_rows
 
 SUBLANES = 8  # rows of a TPU's registers
@@ -88,9 +88,8 @@ class _Form:
     clouds: int  # B
     tokens: int  # of each cloud
     paired: bool  # attention is a kernel that takes the columns of `pair_heads`
-    late: bool  # a sum is made where it is normed, by the kernel that norms
-    late_bias: bool  # and adds the bias too: the bias's gradient is a sum over rows
-    gelu: Callable[[Array], Array]
+    late: bool  # a sum is made where it is normed
+    late_bias: bool  # the bias added too: its gradient is a sum over rows, made by the norm's kernel
 
     @classmethod
     def of(
@@ -106,8 +105,7 @@ class _Form:
             tokens=tokens,
             paired=pairs_heads(where, c.dtype, c.heads, tokens),
             late=late,
-            late_bias=late and where == "tpu" and not has_paths,
-            gelu=_gelu_by_tanh if where == "gpu" and c.dtype != "float32" else _gelu,
+            late_bias=late and not has_paths,
         )
 
     def block(self, carry: Carry, layer: tuple[dict[str, Array], Array | None], last: bool = False) -> Carry:
@@ -116,12 +114,16 @@ class _Form:
         if self.platform == "tpu":
             w = {k: _apart(v.astype(carry[0].dtype)) if v.ndim == 2 else v for k, v in w.items()}
         to_attention, to_mlp = (None, None) if paths is None else paths
-        x, normed = _sum_norm(*carry, w.get("before_bias"), w["norm1_scale"], w["norm1_bias"])
-        mixed = (self.attend_first if last else self.attend)(normed, w["qkv"])
-        added = self.branch(mixed, w["out_kernel"], w["out_bias"], to_attention)
-        x, normed = _sum_norm(self.first(x) if last else x, *added, w["norm2_scale"], w["norm2_bias"])
-        h = dense(normed, w["up_kernel"], w["up_bias"])
-        added, _ = self.down(h, w["down_kernel"], w["down_bias"], to_mlp)
+        x, added = carry
+        x, normed = add_norm(x, added, w["norm1_scale"], w["norm1_bias"], w.get("before_bias"))
+        if last:
+            mixed = first_attention(self.by_cloud(normed), w["qkv"], self.heads, self.tokens)
+        else:
+            mixed = self.attend(normed, w["qkv"])
+        added, bias = self.branch(dense(mixed, w["out_kernel"]), w["out_bias"], to_attention)
+        x = self.first(x) if last else x
+        x, normed = add_norm(x, added, w["norm2_scale"], w["norm2_bias"], bias)
+        added, _ = self.mlp(normed, w, to_mlp)
         return (split_rows(x), split_rows(added)) if self.late else (split_rows(x + added), None)
 
     def first(self, rows: Array) -> Array:
@@ -139,40 +141,35 @@ class _Form:
         mixed = self_attention(self.by_cloud(qkv), self.heads, self.tokens, self.paired)
         return mixed.reshape(len(normed), -1)
 
-    def attend_first(self, normed: Array, kernel: Array) -> Array:
-        q, k, v = jnp.split(kernel, 3, axis=1)
-        k, v = (self.by_cloud(dense(normed, part)) for part in (k, v))
-        return first_attention(dense(self.first(normed), q), k, v, self.heads, self.tokens)
+    def mlp(self, x: Array, w: dict[str, Array], path: Float[Array, B] | None) -> tuple[Array, Array | None]:
+        names = ("up_kernel", "up_bias", "down_kernel", "down_bias")
+        up, up_bias, down, bias = (w[name] for name in names)
+        if gelu.mlp_kernel(x, up.shape[1]):
+            return self.branch(gelu.mlp(x, up, up_bias, down), bias, path)
+        h = dense(x, up, up_bias)
+        # The GELU, or what it needs, is cheaper to compute again than to keep.
+        if self.platform == "tpu":
 
-    def branch(
-        self, x: Array, kernel: Array, bias: Array, path: Float[Array, B] | None
-    ) -> tuple[Array, Array | None]:
+            def end(h: Array, down: Array, bias: Array, path: Array | None) -> tuple[Array, Array | None]:
+                return self.branch(dense(gelu.exact(h), down), bias, path)
+
+            return jax.checkpoint(end)(_apart(h), down, bias, path)
+        return self.branch(dense(jax.checkpoint(gelu.exact)(h), down), bias, path)
+
+    def branch(self, product: Array, bias: Array, path: Float[Array, B] | None) -> tuple[Array, Array | None]:
         """(what is added to the rows, the bias that it still lacks)"""
         if self.late_bias:
-            return dense(x, kernel), bias
-        made = dense(x, kernel, bias)
+            return product, bias
+        made = product + bias.astype(product.dtype)
         if path is None:
             return made, None
         return made * jnp.repeat(path.astype(made.dtype), len(made) // self.clouds)[:, None], None
-
-    def down(self, h: Array, *to: Any) -> tuple[Array, Array | None]:
-        """`branch` of GELU(h): the GELU, or what it needs, is cheaper to compute again than to keep."""
-        if self.platform == "tpu":
-            return jax.checkpoint(lambda h, *to: self.branch(self.gelu(h), *to))(_apart(h), *to)
-        return self.branch(jax.checkpoint(self.gelu)(h), *to)
 
 
 def _sum(x: Array, added: Array | None, bias: Array | None) -> Array:
     if added is None:
         return x
     return x + (added if bias is None else added + bias.astype(x.dtype))
-
-
-def _sum_norm(
-    x: Array, added: Array | None, bias: Array | None, scale: Array, shift: Array
-) -> tuple[Array, Array]:
-    """(x with what is to be added, its layer norm)"""
-    return (x, layer_norm(x, scale, shift)) if added is None else add_norm(x, added, scale, shift, bias)
 
 
 def dense(
@@ -196,26 +193,3 @@ _apart.defvjp(lambda x: (_apart(x), None), lambda _, g: (g,))
 
 def _as_is(fn: Callable[..., Any]) -> Callable[..., Any]:
     return fn
-
-
-def _gelu(x: Array) -> Array:
-    """Exact, by erf as PyTorch has it: jax.nn.gelu takes erfc, which costs more (experiments/tpu_dryrun)."""
-    x32 = x.astype(jnp.float32)  # in bfloat16, 1 + erf would have nothing left of the negative tail
-    return (0.5 * x32 * (1 + jax.lax.erf(x32 * np.float32(0.5**0.5)))).astype(x.dtype)
-
-
-@jax.custom_vjp
-def _gelu_by_tanh(x: Array) -> Array:
-    """Within 5e-4 of it, a tenth of what bfloat16 rounds off: cuBLAS applies it to a product as it comes."""
-    return jax.nn.gelu(x, approximate=True)
-
-
-def _gelu_by_tanh_slope(x: Array, g: Array) -> tuple[Array]:
-    x32 = x.astype(jnp.float32)
-    rate, cubic = np.float32((2 / np.pi) ** 0.5), np.float32(0.044715)
-    t = jnp.tanh(rate * (x32 + cubic * x32**3))
-    slope = 0.5 * (1 + t) + 0.5 * x32 * (1 - t * t) * rate * (1 + 3 * cubic * x32 * x32)
-    return ((g * slope).astype(x.dtype),)
-
-
-_gelu_by_tanh.defvjp(lambda x: (_gelu_by_tanh(x), x), _gelu_by_tanh_slope)

@@ -71,19 +71,47 @@ def self_attention(
 
 
 def first_attention(
-    q: Float[Array, "B HD"], k: Float[Array, "B T HD"], v: Float[Array, "B T HD"], heads: int, tokens: int
+    x: Float[Array, "B T C"], kernel: Float[Array, "C 3HD"], heads: int, tokens: int
 ) -> Float[Array, "B HD"]:
-    """`attention` of one query to the T tokens, of which `tokens` at the front take part.
+    """`attention` of the first of T tokens to all of them, of which `tokens` at the front take part.
 
-    Each head has a row of its own, the columns of the others zero: keys and values are taken as they lie.
+    One query wants no keys and values of their own: q (x K)^T = (q K^T) x^T, and w (x V) = (w x) V.
+
+    Args:
+      kernel: makes queries, keys and values of x, which stand beside each other in the columns (3, H, D).
     """
-    mine = jnp.repeat(jnp.eye(heads, dtype=q.dtype), q.shape[1] // heads, axis=1)  # (H, HD)
-    logits = jnp.einsum("bhc,btc->bht", q[:, None] * mine, k, preferred_element_type=jnp.float32)
-    logits = logits * (q.shape[1] // heads) ** -0.5
-    if tokens < k.shape[1]:
-        logits = jnp.where(jnp.arange(k.shape[1]) < tokens, logits, -jnp.inf)
-    weights = jax.nn.softmax(logits, axis=-1).astype(q.dtype)
-    return (jnp.einsum("bht,btc->bhc", weights, v) * mine).sum(1)
+    q, k, v = jnp.moveaxis(kernel.astype(x.dtype).reshape(len(kernel), 3, heads, -1), 1, 0)
+    query = jnp.einsum("bc,chd->bhd", x[:, 0], q)
+    query = jnp.einsum("bhd,chd->bhc", query, k)
+    mixed = _mix(tokens, query * q.shape[-1] ** -0.5, x)
+    return jnp.einsum("bhc,chd->bhd", mixed, v).reshape(len(x), -1)
+
+
+def _mix_run(tokens: int, query: Float[Array, "B H C"], x: Float[Array, "B T C"]) -> Float[Array, "B H C"]:
+    """softmax(query x^T) x over the first `tokens` rows of x."""
+    return _mix_forward(tokens, query, x)[0]
+
+
+def _mix_forward(tokens: int, query: Array, x: Array) -> tuple[Array, tuple[Array, ...]]:
+    logits = jnp.einsum("bhc,btc->bht", query, x, preferred_element_type=jnp.float32)
+    if tokens < x.shape[1]:
+        logits = jnp.where(jnp.arange(x.shape[1]) < tokens, logits, -jnp.inf)
+    weights = jax.nn.softmax(logits, axis=-1)
+    return jnp.einsum("bht,btc->bhc", weights.astype(x.dtype), x), (query, x, weights)
+
+
+def _mix_backward(tokens: int, kept: tuple[Array, ...], g: Array) -> tuple[Array, Array]:
+    """The gradients: that of x, of its size, is one product in x's type."""
+    query, x, weights = kept
+    slope = jnp.einsum("bhc,btc->bht", g, x, preferred_element_type=jnp.float32)
+    slope = weights * (slope - (weights * slope).sum(-1, keepdims=True))
+    left = jnp.concatenate((slope, weights), 1).astype(x.dtype)
+    to_x = jnp.einsum("bkt,bkc->btc", left, jnp.concatenate((query, g), 1))
+    return jnp.einsum("bht,btc->bhc", left[:, : query.shape[1]], x), to_x
+
+
+_mix = jax.custom_vjp(_mix_run, nondiff_argnums=(0,))
+_mix.defvjp(_mix_forward, _mix_backward)
 
 
 def plain(q: Array, k: Array, v: Array) -> Array:

@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
@@ -28,6 +29,9 @@ TILE = 128  # rows of the side that a program keeps
 FEW = 16  # rows of the class token's tile, the fewest that a matrix product takes
 # Of each kernel: rows of the side that it goes through, warps, and steps that are under way at a time.
 FORWARD, QUERY_GRAD, KEY_GRAD = (64, 4, 3), (64, 8, 3), (32, 4, 3)
+SCALE = HEAD_DIM**-0.5 * math.log2(math.e)  # from a product of query and key to a logit of base 2
+
+Power = Callable[[Array, Array], Array]
 
 
 def forward(
@@ -42,7 +46,7 @@ def forward(
     b, t, width = qkv.shape
     heads = width // (3 * HEAD_DIM)
     return pl.pallas_call(
-        functools.partial(_forward_kernel, tokens=t, step=FORWARD[0]),
+        functools.partial(_forward_kernel, tokens=t, step=FORWARD[0], power=_power(interpret)),
         (
             jax.ShapeDtypeStruct((b, t, heads * HEAD_DIM), qkv.dtype),
             jax.ShapeDtypeStruct((b, heads, t), jnp.float32),
@@ -71,7 +75,7 @@ def backward(
     # Every program takes all columns of the result, and writes those of its head.
     result = pl.BlockSpec((None, t, width), lambda i, h, b: (b, 0, 0))
     grads, means = pl.pallas_call(
-        functools.partial(_query_kernel, tokens=t, step=QUERY_GRAD[0]),
+        functools.partial(_query_kernel, tokens=t, step=QUERY_GRAD[0], power=_power(interpret)),
         (jax.ShapeDtypeStruct(qkv.shape, qkv.dtype), jax.ShapeDtypeStruct(sums.shape, jnp.float32)),
         in_specs=[*qkv_columns, _columns(t), _columns(t), _numbers(t)],
         out_specs=(result, _numbers(t)),
@@ -81,7 +85,7 @@ def backward(
         name="attention_query_grad_gpu",
     )(qkv, qkv, qkv, out, g, sums)
     return pl.pallas_call(
-        functools.partial(_key_kernel, tokens=t, step=KEY_GRAD[0], heads=heads),
+        functools.partial(_key_kernel, tokens=t, step=KEY_GRAD[0], heads=heads, power=_power(interpret)),
         jax.ShapeDtypeStruct(qkv.shape, qkv.dtype),
         in_specs=[*qkv_columns, _columns(t), _numbers(t), _numbers(t), result],
         out_specs=result,
@@ -161,25 +165,43 @@ def _class_row(ref) -> Array:
     return ref[0, :].astype(jnp.float32)
 
 
-def _scale() -> float:
-    """From a product of query and key to a logit of base 2."""
-    return HEAD_DIM**-0.5 * math.log2(math.e)
+def _power(interpret: bool) -> Power:
+    """(x, y) of one shape -> 2^(SCALE x - y): a multiply-add and the unit for powers, 0 below 2^-126."""
+    if interpret:
+        return lambda x, y: jnp.exp2(x * SCALE - y)
+    # jnp.exp2 takes care of results below 2^-126, with three operations beside each power, and Triton
+    # does not join the product and the difference: half as many operations again for the whole softmax.
+    bits = np.float32(SCALE).view(np.uint32)
+    asm = f"{{ .reg .f32 t; fma.rn.ftz.f32 t, $1, 0f{bits:08X}, $2; ex2.approx.ftz.f32 $0, t; }}"
+
+    def power(x: Array, y: Array) -> Array:
+        shape = jax.ShapeDtypeStruct(x.shape, jnp.float32)
+        (made,) = plgpu.elementwise_inline_asm(
+            asm,
+            args=[x, jnp.broadcast_to(-y, x.shape)],
+            constraints="=f,f,f",
+            pack=1,
+            result_shape_dtypes=[shape],
+        )
+        return made
+
+    return power
 
 
-def _forward_kernel(q_ref, k_ref, v_ref, out_ref, sums_ref, *, tokens: int, step: int):
+def _forward_kernel(q_ref, k_ref, v_ref, out_ref, sums_ref, *, tokens: int, step: int, power: Power):
     def run(first, rows, limit):
         q = _load(q_ref, first, rows, limit)
-        top = jnp.sum(q.astype(jnp.float32) * _class_row(k_ref)[None], axis=1) * _scale()
+        top = jnp.sum(q.astype(jnp.float32) * _class_row(k_ref)[None], axis=1) * SCALE
         out = jnp.broadcast_to(_class_row(v_ref)[None], (rows, HEAD_DIM))
 
         def body(key, count, last, carry):
             out, top, total = carry
             k, v = _load(k_ref, key, count, last), _load(v_ref, key, count, last)
-            logits = plgpu.dot(q, k, trans_b=True) * _scale()
+            products = plgpu.dot(q, k, trans_b=True)
             if last is not None:
-                logits = jnp.where(_mask(key, count, last)[None], logits, -jnp.inf)
-            new = jnp.maximum(top, jnp.max(logits, axis=1))
-            weights, before = jnp.exp2(logits - new[:, None]), jnp.exp2(top - new)
+                products = jnp.where(_mask(key, count, last)[None], products, -jnp.inf)
+            new = jnp.maximum(top, jnp.max(products, axis=1) * SCALE)
+            weights, before = power(products, new[:, None]), jnp.exp2(top - new)
             out = out * before[:, None] + plgpu.dot(weights.astype(v.dtype), v)
             return out, new, total * before + jnp.sum(weights, axis=1)
 
@@ -191,7 +213,7 @@ def _forward_kernel(q_ref, k_ref, v_ref, out_ref, sums_ref, *, tokens: int, step
 
 
 def _query_kernel(
-    q_ref, k_ref, v_ref, out_ref, g_ref, sums_ref, grad_ref, mean_ref, *, tokens: int, step: int
+    q_ref, k_ref, v_ref, out_ref, g_ref, sums_ref, grad_ref, mean_ref, *, tokens: int, step: int, power: Power
 ):
     """The gradients to a tile of queries, and for each of them the mean over its keys of the gradient to the
     logits' weights, which the gradients to the keys need too."""
@@ -203,12 +225,12 @@ def _query_kernel(
         mean = jnp.sum(wide * _load(out_ref, first, rows, limit).astype(jnp.float32), axis=1)
         sums = _load(sums_ref, first, rows, limit)
         class_k = _class_row(k_ref)[None]
-        logits = jnp.sum(q.astype(jnp.float32) * class_k, axis=1) * _scale()
-        slope = jnp.exp2(logits - sums) * (jnp.sum(wide * _class_row(v_ref)[None], axis=1) - mean)
+        products = jnp.sum(q.astype(jnp.float32) * class_k, axis=1)
+        slope = power(products, sums) * (jnp.sum(wide * _class_row(v_ref)[None], axis=1) - mean)
 
         def body(key, count, last, carry):
             k, v = _load(k_ref, key, count, last), _load(v_ref, key, count, last)
-            weights = jnp.exp2(plgpu.dot(q, k, trans_b=True) * _scale() - sums[:, None])
+            weights = power(plgpu.dot(q, k, trans_b=True), sums[:, None])
             slope = weights * (plgpu.dot(g, v, trans_b=True) - mean[:, None])
             if last is not None:
                 slope = jnp.where(_mask(key, count, last)[None], slope, 0)
@@ -222,7 +244,19 @@ def _query_kernel(
 
 
 def _key_kernel(
-    q_ref, k_ref, v_ref, g_ref, sums_ref, mean_ref, _, grad_ref, *, tokens: int, step: int, heads: int
+    q_ref,
+    k_ref,
+    v_ref,
+    g_ref,
+    sums_ref,
+    mean_ref,
+    _,
+    grad_ref,
+    *,
+    tokens: int,
+    step: int,
+    heads: int,
+    power: Power,
 ):
     """The gradients to a tile of keys and values; here the queries go by."""
     head = pl.program_id(1)
@@ -230,15 +264,15 @@ def _key_kernel(
     def run(first, rows, limit):
         k, v = _load(k_ref, first, rows, limit), _load(v_ref, first, rows, limit)
         class_q, class_g = _class_row(q_ref)[None], _class_row(g_ref)[None]
-        logits = jnp.sum(k.astype(jnp.float32) * class_q, axis=1) * _scale()
-        weights = jnp.exp2(logits - sums_ref[0])
+        products = jnp.sum(k.astype(jnp.float32) * class_q, axis=1)
+        weights = power(products, sums_ref[0])
         slope = weights * (jnp.sum(v.astype(jnp.float32) * class_g, axis=1) - mean_ref[0])
 
         def body(query, count, last, carry):
             grad_k, grad_v = carry
             q, g = _load(q_ref, query, count, last), _load(g_ref, query, count, last)
             sums, mean = _load(sums_ref, query, count, last), _load(mean_ref, query, count, last)
-            weights = jnp.exp2(plgpu.dot(k, q, trans_b=True) * _scale() - sums[None])
+            weights = power(plgpu.dot(k, q, trans_b=True), sums[None])
             slope = weights * (plgpu.dot(v, g, trans_b=True) - mean[None])
             # Queries that are not there are zero, and so are their g.
             grad_v = grad_v + plgpu.dot(weights.astype(g.dtype), g)

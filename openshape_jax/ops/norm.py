@@ -22,25 +22,26 @@ def layer_norm(
     """x to mean 0 and variance 1 along its last axis, times scale, plus shift: in float32, then x's type."""
     if not (where := norm_kernel(x)):
         return plain(x, scale, shift)
-    (normed,) = _kernel(where, x, None, None, scale, shift)
-    return normed
+    return _kernel(where, False, x, None, None, scale, shift)[0]
 
 
 def add_norm(
     x: Float[Array, "... D"],
-    branch: Float[Array, "... D"],
+    branch: Float[Array, "... D"] | None,
     scale: Float[Array, " D"],
     shift: Float[Array, " D"],
     bias: Float[Array, " D"] | None = None,
 ) -> tuple[Float[Array, "... D"], Float[Array, "... D"]]:
-    """(x + (branch + bias), its `layer_norm`)."""
+    """(x + (branch + bias), its `layer_norm`); x itself without a branch."""
     where = norm_kernel(x)
-    if bias is not None and where != "tpu":
-        branch, bias = branch + bias.astype(branch.dtype), None
-    if where:
-        total, normed = _kernel(where, x, branch, bias, scale, shift)
-        return total, normed
-    return x + branch, plain(x + branch, scale, shift)
+    if where == "tpu":
+        return _kernel(where, True, x, branch, bias, scale, shift)
+    late = bias if where is None or bias is None else jax.lax.stop_gradient(bias)
+    if branch is not None:
+        x = x + (branch if late is None else branch + late.astype(branch.dtype))
+    if where:  # of NVIDIA: cuBLAS adds x and the bias to a product as it comes; the kernel has their gradient
+        return _kernel(where, True, x, None, bias, scale, shift)
+    return x, plain(x, scale, shift)
 
 
 def plain(x: Array, scale: Array, shift: Array) -> Array:
@@ -70,13 +71,13 @@ def norm_kernel(x: Array) -> str | None:
 
 
 def _run(
-    where: str, x: Array, branch: Array | None, bias: Array | None, scale: Array, shift: Array
-) -> tuple[Array, ...]:
-    """(x + (branch + bias), its norm), or (the norm of x,) without a branch."""
-    return _forward(where, x, branch, bias, scale, shift)[0]
+    where: str, with_sum: bool, x: Array, branch: Array | None, bias: Array | None, scale: Array, shift: Array
+) -> Any:
+    """(x + (branch + bias), its norm), or (its norm,) without the sum."""
+    return _forward(where, with_sum, x, branch, bias, scale, shift)[0]
 
 
-_kernel = jax.custom_vjp(_run, nondiff_argnums=(0,))
+_kernel = jax.custom_vjp(_run, nondiff_argnums=(0, 1))
 
 
 def _made_for(where: str) -> Any:
@@ -86,26 +87,29 @@ def _made_for(where: str) -> Any:
 
 
 def _forward(
-    where: str, x: Array, branch: Array | None, bias: Array | None, scale: Array, shift: Array
+    where: str, with_sum: bool, x: Array, branch: Array | None, bias: Array | None, scale: Array, shift: Array
 ) -> tuple[Any, tuple[Any, ...]]:
     made = _made_for(where)
     if where == "tpu":
         zero = jnp.zeros_like(scale) if bias is None else bias
         run = by_device(lambda x, b, a, s, t: made.forward(x, b, a, s, t, EPS), 3)
-        out = run(x, branch, zero, scale, shift)
+        *sums, normed = run(x, branch, zero, scale, shift)
     else:
-        out = by_device(lambda x, b, s, t: made.forward(x, b, s, t, EPS), 2)(x, branch, scale, shift)
-    return out, (x if branch is None else out[0], scale, bias)
+        sums, normed = [], by_device(lambda x, s, t: made.forward(x, s, t, EPS), 2)(x, scale, shift)
+    total = sums[0] if sums else x
+    return ((total, normed) if with_sum else (normed,)), (total, scale, branch is not None, bias)
 
 
-def _backward(where: str, kept: tuple[Any, ...], slopes: tuple[Array, ...]) -> tuple[Any, ...]:
-    x, scale, bias = kept
-    *beside, g = slopes  # the gradient to the sum, if there was one
+def _backward(
+    where: str, with_sum: bool, kept: tuple[Any, ...], slopes: tuple[Array, ...]
+) -> tuple[Any, ...]:
+    x, scale, added, bias = kept
+    *beside, g = slopes  # the gradient to the sum, if it was returned
     made = _made_for(where)
     run = by_device(lambda x, g, b, s: made.backward(x, s, g, b, EPS), 1)
     grad, *shares = run(x, g, beside[0] if beside else None, scale)
     to_scale, to_shift, *to_bias = (share.sum(0) for share in shares)
-    return grad, grad if beside else None, None if bias is None else to_bias[0], to_scale, to_shift
+    return grad, grad if added else None, None if bias is None else to_bias[0], to_scale, to_shift
 
 
 _kernel.defvjp(_forward, _backward)

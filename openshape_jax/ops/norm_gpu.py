@@ -1,4 +1,4 @@
-"""Layer norm, after an addition or alone, as Pallas kernels for NVIDIA GPUs (Triton), forward and backward.
+"""Layer norm as Pallas kernels for NVIDIA GPUs (Triton), forward and backward.
 
 XLA makes several passes over memory of each, in float32 for the gradients: here every array is read or
 written once, row after row, so that the products before and behind take it as it lies.
@@ -21,34 +21,33 @@ PROGRAMS = 1056  # of the gradients, each with sums over its rows: eight for eac
 
 def forward(
     x: Float[Array, "... D"],
-    branch: Float[Array, "... D"] | None,
     scale: Float[Array, " D"],
     shift: Float[Array, " D"],
     eps: float,
     interpret: bool = False,
-) -> tuple[Array, ...]:
-    """(x + branch, its layer norm) (..., D) in x's type; without a branch the norm alone.
+) -> Float[Array, "... D"]:
+    """The layer norm of x (..., D), in its type.
 
     Args:
       scale, shift: float32. eps: added to the variance.
       interpret: run on any platform by Pallas' interpreter, for tests.
     """
-    flat = [a.reshape(-1, a.shape[-1]) for a in (x, branch) if a is not None]
-    rows, width = flat[0].shape
+    flat = x.reshape(-1, x.shape[-1])
+    rows, width = flat.shape
     each = _rows_each(width)
     whole = pl.BlockSpec((rows, width), lambda i: (0, 0))
     vector = pl.BlockSpec((width,), lambda i: (0,))
     out = pl.pallas_call(
         functools.partial(_forward_kernel, rows=each, eps=eps),
-        [jax.ShapeDtypeStruct((rows, width), x.dtype)] * len(flat),
+        jax.ShapeDtypeStruct((rows, width), x.dtype),
         grid=(pl.cdiv(rows, each),),
-        in_specs=[vector, vector, *[whole] * len(flat)],
-        out_specs=[whole] * len(flat),
+        in_specs=[vector, vector, whole],
+        out_specs=whole,
         compiler_params=plgpu.CompilerParams(num_warps=WARPS, num_stages=1),
         interpret=interpret,
         name="norm_gpu",
-    )(scale, shift, *flat)
-    return tuple(a.reshape(x.shape) for a in out)
+    )(scale, shift, flat)
+    return out.reshape(x.shape)
 
 
 def backward(
@@ -58,8 +57,9 @@ def backward(
     beside: Float[Array, "... D"] | None,
     eps: float,
     interpret: bool = False,
-) -> tuple[Array, Array, Array]:
-    """The gradients to x (..., D) in its type, and to scale and shift as shares (n, D) float32 to be summed.
+) -> tuple[Array, Array, Array, Array]:
+    """The gradients to x (..., D) in its type, and to scale, shift and a bias that was added to x as shares
+    (n, D) float32 to be summed.
 
     Args:
       x: what was normed. g: the gradient to its norm.
@@ -74,10 +74,10 @@ def backward(
     shares = jax.ShapeDtypeStruct((programs, width), jnp.float32)
     grad, *sums = pl.pallas_call(
         functools.partial(_backward_kernel, rows=each, programs=programs, eps=eps),
-        [jax.ShapeDtypeStruct((rows, width), x.dtype), shares, shares],
+        [jax.ShapeDtypeStruct((rows, width), x.dtype), shares, shares, shares],
         grid=(programs,),
         in_specs=[pl.BlockSpec((width,), lambda i: (0,)), *[whole] * len(flat)],
-        out_specs=[whole, share, share],
+        out_specs=[whole, share, share, share],
         compiler_params=plgpu.CompilerParams(num_warps=WARPS, num_stages=1),
         interpret=interpret,
         name="norm_grad_gpu",
@@ -117,23 +117,15 @@ class _Tile:
         return centred * rate, rate
 
 
-def _forward_kernel(scale_ref, shift_ref, *refs, rows: int, eps: float):
-    """refs: x, branch, sum, norm; or x, norm."""
-    x_ref, out_ref = refs[0], refs[-1]
+def _forward_kernel(scale_ref, shift_ref, x_ref, out_ref, *, rows: int, eps: float):
     tile = _Tile(x_ref.shape, pl.program_id(0) * rows, rows)
-    x = tile.load(x_ref)
-    if len(refs) == 4:
-        # The sum is rounded before it is normed, as it is where the gradients take it from.
-        x = (x + tile.load(refs[1])).astype(x_ref.dtype)
-        tile.store(refs[2], x)
-        x = x.astype(jnp.float32)
-    normed, _ = tile.normed(x, eps)
+    normed, _ = tile.normed(tile.load(x_ref), eps)
     tile.store(out_ref, normed * tile.vector(scale_ref) + tile.vector(shift_ref))
 
 
 def _backward_kernel(scale_ref, x_ref, g_ref, *refs, rows: int, programs: int, eps: float):
     """refs: the gradient beside it if there is one, then the results."""
-    *beside, grad_ref, scale_grad_ref, shift_grad_ref = refs
+    *beside, grad_ref, scale_grad_ref, shift_grad_ref, bias_grad_ref = refs
     program, count = pl.program_id(0), x_ref.shape[0]
 
     def body(i, sums):
@@ -143,11 +135,13 @@ def _backward_kernel(scale_ref, x_ref, g_ref, *refs, rows: int, programs: int, e
         slope = g * tile.vector(scale_ref)
         along = jnp.sum(slope * normed, axis=1)[:, None] / tile.width
         grad = (slope - jnp.sum(slope, axis=1)[:, None] / tile.width - normed * along) * rate
-        tile.store(grad_ref, grad + tile.load(beside[0]) if beside else grad)
-        return sums[0] + g * normed, sums[1] + g
+        if beside:
+            grad = grad + tile.load(beside[0])
+        tile.store(grad_ref, grad)
+        return sums[0] + g * normed, sums[1] + g, sums[2] + grad
 
     zeros = jnp.zeros((rows, pl.next_power_of_2(x_ref.shape[1])), jnp.float32)
-    sums = jax.lax.fori_loop(0, pl.cdiv(count, rows * programs), body, (zeros, zeros))
+    sums = jax.lax.fori_loop(0, pl.cdiv(count, rows * programs), body, (zeros,) * 3)
     tile = _Tile(x_ref.shape, jnp.int32(0), rows)
-    for ref, share in zip((scale_grad_ref, shift_grad_ref), sums, strict=True):
+    for ref, share in zip((scale_grad_ref, shift_grad_ref, bias_grad_ref), sums, strict=True):
         plgpu.store(ref.at[pl.ds(0, len(tile.column))], jnp.sum(share, axis=0), mask=tile.there)
