@@ -2,8 +2,8 @@
 
     # a laptop
     python experiments/train_speed/run.py --config configs/pointbert_s.py --config.batch_size=16
+    # a GPU
     python experiments/train_speed/run.py --config configs/pointbert_l.py --config.batch_size=512 \\
-        # a GPU
         --config.model.dtype=bfloat16 --repeats 20
 
 The step is that of a real run: state.make_train_step, sharded and donated. Its parts are programs of their
@@ -124,7 +124,8 @@ def parts(config: config_lib.Config, mesh: jax.sharding.Mesh, rows: dict) -> dic
     whole, by_row = sharding.replicated(mesh), sharding.by_row(mesh)
     encoder = models.build(c, nnx.Rngs(0))
     points = jax.jit(lambda p, q: augment(jax.random.key(0), *dequantize(p, q), config.augment))
-    xyz, rgb = points(*jax.device_put((rows["xyz"], rows["rgb"]), by_row))
+    stored = jax.device_put((rows["xyz"], rows["rgb"]), by_row)
+    xyz, rgb = points(*stored)
 
     def geometry(x: jax.Array) -> jax.Array:
         def one(cloud: jax.Array) -> jax.Array:
@@ -160,7 +161,7 @@ def parts(config: config_lib.Config, mesh: jax.sharding.Mesh, rows: dict) -> dic
     first = jax.device_put(state.init(config), whole)
     update = jax.jit(lambda p, o: optax.apply_updates(p, tx.update(jax.tree.map(jnp.ones_like, p), o, p)[0]))
     calls = {
-        "augmentation": lambda: points(rows["xyz"], rows["rgb"]),
+        "augmentation": points,
         "FPS and ball query": jax.jit(geometry),
         "set abstraction, with both": abstraction,
         "transformer": transformer,
@@ -168,7 +169,7 @@ def parts(config: config_lib.Config, mesh: jax.sharding.Mesh, rows: dict) -> dic
         "update": update,
     }
     inputs = {
-        "augmentation": (), "FPS and ball query": (xyz,), "set abstraction, with both": (xyz, rgb),
+        "augmentation": stored, "FPS and ball query": (xyz,), "set abstraction, with both": (xyz, rgb),
         "transformer": (tokens,), "loss": (emb, *targets.values()), "update": (first.params, first.opt_state),
     }  # fmt: skip
     return {name: (lambda f=f, a=inputs[name]: f(*a)) for name, f in calls.items()}
