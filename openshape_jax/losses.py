@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -117,13 +116,23 @@ def contrastive(shapes: Rows, tasks: Sequence[Task], block: int = 0) -> list[Out
     "ignored_pairs", how many targets are left out for a shape on average.
 
     Of rows that are split over devices, the shapes and their notes are exchanged once for all tasks and each
-    task's targets once, in the type that they come in; gradients to them are summed in float32.
+    task's targets once, in the type that they come in. Gradients are summed over devices in float32; those
+    of targets are rounded to the targets' type before.
 
     Args:
       shapes: emb (B, D). Those without a target take no part in a task.
       block: rows of the other side whose logits are held at once; all of them or more: no blocks; 0: as many
         as make LOGITS with a device's own.
+
+    Raises:
+      ValueError: a task's shapes do not fit.
     """
+    for task in tasks:
+        if task.has.shape != task.emb.shape[:2] or len(task.has) != len(shapes.has):
+            raise ValueError(
+                f"a task has emb {task.emb.shape} and has {task.has.shape}; they must be (B, M, D) "
+                f"and (B, M) with B = {len(shapes.has)}, the number of shapes."
+            )
     mesh, axes, devices = batch_axes(shapes.emb)
     forms = [task.form for task in tasks]
     tensors = shapes, [(t.emb, t.has, t.notes) for t in tasks], [t.logit_scale for t in tasks]
@@ -159,16 +168,16 @@ def _by_device(
     wire = shapes.emb.dtype
     # Once, so that the gradients of all its uses meet in float32: else they would be rounded before they do.
     shapes = dataclasses.replace(shapes, emb=shapes.emb.astype(jnp.float32))
-    emb, shape_rate = _everywhere(axes, wire, shapes.emb)
-    every_shape = Rows(emb, *together((shapes.owner, shapes.has, shapes.notes)))
+    every_emb, shape_rate = _everywhere(axes, wire, shapes.emb)
+    every_shape = Rows(every_emb, *together((shapes.owner, shapes.has, shapes.notes)))
     forth, sides = [], []
     for form, (emb, has, notes), scale in zip(forms, tasks, scales, strict=True):
         own = targets(shapes, emb, has, notes)
         # What they have of their shapes is not sent again.
-        emb, rate = _everywhere(axes, emb.dtype, emb)
-        every = targets(every_shape, emb, *together((has, notes)))
-        # Shapes without a target are padding.
-        some, every_some = (rows.has.reshape(-1, has.shape[1]).any(1) for rows in (own, every))
+        every_emb, rate = _everywhere(axes, emb.dtype, emb)
+        every_has, every_notes = together((has, notes))
+        every = targets(every_shape, every_emb, every_has, every_notes)
+        some, every_some = has.any(1), every_has.any(1)  # shapes without a target are padding
         asking = _Side(dataclasses.replace(shapes, has=some), every.has, every_some.sum(), scale, form, True)
         forth += _one_way([asking], every, rate.reshape(-1), block)
         sides.append(_Side(own, every_some, every.has.sum(), scale, form, False))
@@ -269,7 +278,9 @@ class _Side:
     def compete(
         self, negatives: Float[Array, R], costs: Float[Array, R], cosines: Array, part: Rows
     ) -> Float[Array, R]:
-        """`costs`, and what each wanted target costs against the negatives alone."""
+        """`costs`, and what each wanted target costs against the negatives alone, if decoupled."""
+        if not self.form.decoupled:
+            return costs
         logits, wanted, _, _ = self.related(cosines, part)
         cost = jax.nn.softplus(jnp.where(wanted, negatives[:, None] - logits, 0))
         return costs + jnp.where(wanted, cost, 0).sum(1)
@@ -295,8 +306,8 @@ def _one_way(
 ) -> list[dict[str, Float[Array, ""]]]:
     """`_Side.shares` of each, all to look among the same keys; rate: 1 / the keys' lengths."""
     units = [normalize(side.rows.emb) for side in sides]
-    starts = list(itertools.accumulate(map(len, units)))
-    block = block or max(LOGITS // starts[-1], 1)
+    asking, ends = jnp.concatenate(units), list(itertools.accumulate(map(len, units)))
+    block = block or max(LOGITS // ends[-1], 1)
     every = keys, rate, [side.has for side in sides]
     blocks = _blocks(every, block) if len(keys.has) > block else None
 
@@ -305,8 +316,8 @@ def _one_way(
 
         def one(seen: list[Any], of_keys: tuple[Rows, Array, list[Array]]) -> list[Any]:
             part, rate, has = of_keys
-            products = jnp.matmul(jnp.concatenate(units), part.emb.astype(jnp.float32).T, precision=HIGHEST)
-            cosines = jnp.split(products * rate, starts[:-1])
+            products = jnp.matmul(asking, part.emb.astype(jnp.float32).T, precision=HIGHEST)
+            cosines = jnp.split(products * rate, ends[:-1])
             parts = [dataclasses.replace(part, has=h) for h in has]
             given = zip(steps, seen, cosines, parts, strict=True)
             return [step(before, cosine, some) for step, before, cosine, some in given]
@@ -347,46 +358,3 @@ def _blocks(keys: Any, block: int) -> Any:
         return padded.reshape(-1, block, *x.shape[1:])
 
     return jax.tree.map(cut, keys)
-
-
-def shared_text(shapes: Rows, targets: Rows) -> Bool[Array, "I J"]:
-    """[i, j] true where target j is one of the texts of shape i.
-
-    Needs the notes text_ids (I, T) of shapes, all texts of each padded with -1, and text_id (J,) of targets.
-    """
-    text_ids, text_id = shapes.notes["text_ids"], targets.notes["text_id"]
-    # One by one: a TPU takes ten times as long for a reduction.
-    same = functools.reduce(operator.or_, [one[:, None] == text_id for one in text_ids.T])
-    return same & (text_id >= 0)
-
-
-def false_negatives(margin: float) -> Relation:
-    """[i, j] true where target j, of a shape of the group of shape i, probably is no negative of it.
-
-    That is where the shape's text fits i's image: cos(image_i, text_i) - cos(image_i, text_j) <= margin
-    (arXiv 2305.10764, "hard negative mining"), the same pairs for texts and images. A pair in which a shape
-    lacks an image or a text stays a negative: nothing is known of it. Departure: the authors' code
-    multiplies such logits by 0 instead of leaving them out, and fails where a text is missing.
-
-    Needs `pair_notes` as notes of the shapes.
-    """
-
-    def ignored(shapes: Rows, targets: Rows) -> Array:
-        a, b = shapes.notes, targets.notes
-        sims = jnp.matmul(a["image_of"], b["text_of"].T, precision=HIGHEST)
-        near = a["fit"][:, None] - sims <= margin
-        other = shapes.owner[:, None] != targets.owner
-        return near & other & (a["group"][:, None] == b["group"]) & a["has_both"][:, None] & b["has_both"]
-
-    return ignored
-
-
-def pair_notes(image: Float[Array, "B D"], text: Array, has_both: Bool[Array, B], group: Array) -> dict:
-    """What `false_negatives` needs of each shape: its image and text, and which group it belongs to.
-
-    Args:
-      image, text: (B, D) any length. has_both: (B,) shapes with both. group: (B,) ids.
-    """
-    image, text = normalize(image), normalize(text)
-    fit = (image * text).sum(-1)
-    return {"image_of": image, "text_of": text, "fit": fit, "has_both": has_both, "group": group}

@@ -14,7 +14,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from openshape_jax import losses, models, optim
+from openshape_jax import losses, models, optim, relations
 from openshape_jax.augment import augment, dequantize, rotation, shuffle, unit_sphere
 from openshape_jax.config import Config, ModelConfig
 from openshape_jax.data.targets import MAX_TEXTS
@@ -98,10 +98,10 @@ def loss(
     if config.data.hard_negatives:
         has_both = batch["has_text"][:, 0] & batch["has_image"][:, 0]
         image, text = batch["image"][:, 0], batch["text"][:, 0]
-        notes |= losses.pair_notes(image, text, has_both, batch["group"])
-        ignored = losses.false_negatives(c.false_negative_margin)
+        notes |= relations.pair_notes(image, text, has_both, batch["group"])
+        ignored = relations.false_negatives(c.false_negative_margin)
     form = losses.Form(None, ignored, c.hardness, c.top_k, c.decoupled)
-    shared = dataclasses.replace(form, positives=losses.shared_text) if c.class_aware else form
+    shared = dataclasses.replace(form, positives=relations.shared_text) if c.class_aware else form
     shapes = losses.shapes(emb.astype(config.model.dtype), notes)  # in the type that the encoder made it in
     tasks = []
     for kind, of_kind, ids in (("text", shared, {"text_id": batch["text_id"]}), ("image", form, {})):

@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from openshape_jax import losses
+from openshape_jax import losses, relations
 
 
 def relation(matrix: Any) -> losses.Relation | None:
@@ -25,8 +25,8 @@ def contrastive(x, t, scale, has=None, positives=None, ignored=None, block=0, **
 
 
 def false_negatives(image, text, has_both, group, margin):
-    """(B, B) as `losses.false_negatives` finds them."""
-    notes = losses.pair_notes(image, text, has_both, group)
+    """(B, B) as `relations.false_negatives` finds them."""
+    notes = relations.pair_notes(image, text, has_both, group)
     shapes = losses.shapes(image, notes)
     targets = losses.targets(shapes, text[:, None], jnp.ones((len(text), 1), bool))
-    return losses.false_negatives(margin)(shapes, targets)
+    return relations.false_negatives(margin)(shapes, targets)

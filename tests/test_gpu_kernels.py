@@ -1,10 +1,13 @@
 """The transformer's Pallas kernels for GPUs, interpreted, against the definitions; and their lowering."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from openshape_jax import sharding
 from openshape_jax.ops import attention_gpu, gelu, gelu_gpu, norm, norm_gpu
 from openshape_jax.ops.attention import plain
 
@@ -81,6 +84,33 @@ def test_gelu_gradient_equals_the_definition(rows):
     to_h, shares = gelu_gpu.backward(g, h, kernel, interpret=True)
     np.testing.assert_allclose(to_h, exact[0], atol=1e-4)
     np.testing.assert_allclose(shares.sum(0), exact[1], atol=1e-3)
+
+
+# Of eight devices each takes its own rows; 21 rows do not divide, and all of them take all.
+@pytest.mark.parametrize("rows", [40, 21])
+def test_norm_and_mlp_of_several_devices_equal_those_of_one(rows, monkeypatch):
+    monkeypatch.setattr(norm, "platform", lambda x: "gpu")
+    for module in (norm, gelu):
+        monkeypatch.setattr(module, "gpu_kernels", lambda x: True)
+    for module, kernel in ((norm_gpu, "forward"), (norm_gpu, "backward"), (gelu_gpu, "backward")):
+        monkeypatch.setattr(module, kernel, functools.partial(getattr(module, kernel), interpret=True))
+    draw = np.random.default_rng(0)
+    x, branch = (jnp.asarray(draw.normal(size=(rows, 128)), jnp.bfloat16) for _ in range(2))
+    shapes = ((128,), (128,), (128,), (128, 256), (256,), (256, 128))
+    weights = [jnp.asarray(draw.normal(size=shape), jnp.float32) for shape in shapes]
+
+    def value(x, branch, weights):
+        scale, shift, bias, *mlp = weights
+        total, normed = norm.add_norm(x, branch, scale, shift, bias)
+        return (jnp.sin(gelu.mlp(normed, *mlp)) + jnp.sin(total)).astype(jnp.float32).sum()
+
+    gradient = jax.jit(jax.grad(value, argnums=(0, 1, 2)))
+    mesh = sharding.make_mesh()
+    place = sharding.by_row(mesh) if rows == 40 else sharding.replicated(mesh)
+    got = gradient(*jax.device_put((x, branch), place), jax.device_put(weights, sharding.replicated(mesh)))
+    for one, exact in zip(jax.tree.leaves(got), jax.tree.leaves(gradient(x, branch, weights)), strict=True):
+        one, exact = np.asarray(one, np.float32), np.asarray(exact, np.float32)
+        assert np.linalg.norm(one - exact) < 0.01 * np.linalg.norm(exact)
 
 
 def test_triton_takes_the_kernels_of_the_released_model(gpu_mesh):

@@ -8,6 +8,7 @@ import pytest
 
 from openshape_jax import hlo, losses, sharding
 from openshape_jax.ops import placement
+from openshape_jax.relations import shared_text
 from tests.loss_cases import contrastive, relation
 
 FORMS = {
@@ -113,7 +114,7 @@ def test_two_tasks_of_half_precision_on_eight_devices_equal_one(monkeypatch, row
 
     def value(x, texts, images, ids):
         shapes = losses.shapes(x, {"text_ids": ids})
-        form = losses.Form(losses.shared_text)
+        form = losses.Form(shared_text)
         tasks = [
             losses.Task(texts, has[0], jnp.float32(9.0), form, {"text_id": ids}),
             losses.Task(images, has[1][:, :1], jnp.float32(4.0)),
@@ -147,10 +148,20 @@ def test_devices_exchange_each_array_once():
         return one + two
 
     x, t = (jax.ShapeDtypeStruct(shape, np.float32, sharding=place) for shape in ((b, d), (b, m, d)))
-    text = jax.jit(value).lower(x, t, t, dict.fromkeys(notes, x)).compile().as_text()
-    gathered = sum(hlo.exchanged(op) for op in hlo.operations(text) if op.kind == "all-gather")
+
+    def exchanges(fn) -> dict[str, list[int]]:
+        text = jax.jit(fn).lower(x, t, t, dict.fromkeys(notes, x)).compile().as_text()
+        kinds = {kind: [] for kind in hlo.COLLECTIVES}
+        for op in hlo.operations(text):
+            if op.kind in kinds:
+                kinds[op.kind].append(hlo.exchanged(op))
+        return kinds
+
     wide = b * d * 4 * (1 + 2 * m + len(notes))
-    assert wide <= gathered < wide + b * d * 4  # and some numbers of each row
+    assert wide <= sum(exchanges(value)["all-gather"]) < wide + b * d * 4  # and some numbers of each row
+    back = exchanges(jax.grad(value))
+    assert back["reduce-scatter"] == [b * d * 4]  # the shapes' gradient, of both tasks
+    assert max(back["all-reduce"], default=0) < 100  # sums of the loss
 
 
 def test_memory_grows_with_the_batch_and_not_with_its_square():
@@ -178,7 +189,7 @@ def test_class_aware_loss_does_not_push_equal_texts_apart():
     ids = jnp.array([3, 3, 5, 7])
     shapes = losses.shapes(jnp.asarray(t), {"text_ids": ids[:, None]})
     own = jnp.asarray(t)[:, None], jnp.ones((4, 1), bool), jnp.float32(100.0)
-    forms = losses.Form(losses.shared_text), losses.Form()
+    forms = losses.Form(shared_text), losses.Form()
     notes = {"text_id": ids[:, None]}
     found = losses.contrastive(shapes, [losses.Task(*own, form, notes) for form in forms])
     (aware, _), (plain, _) = found
@@ -217,7 +228,7 @@ def test_shared_text():
     shapes = losses.shapes(jnp.zeros((4, 2)), {"text_ids": text_ids})
     own = {"text_id": drawn[:, None]}
     targets = losses.targets(shapes, jnp.zeros((4, 1, 2)), jnp.ones((4, 1), bool), own)
-    np.testing.assert_array_equal(losses.shared_text(shapes, targets), np.array(expected, bool))
+    np.testing.assert_array_equal(shared_text(shapes, targets), np.array(expected, bool))
 
 
 def test_accuracy_counts_any_positive():

@@ -22,7 +22,8 @@ def on_devices(fsdp: int, fn, x: np.ndarray):
 
 
 def parted(monkeypatch, most: int) -> None:
-    """Exchanges of more devices than this take two steps; of 8 and 4: groups of 2 and of 4."""
+    """Exchanges of more devices than this take two steps, as on TPUs; of 8 and 4: groups of 2 and of 4."""
+    monkeypatch.setattr(placement, "platform", lambda x: "tpu")
     for name in ("SCATTERED", "GATHERED", "NEIGHBOURS"):
         monkeypatch.setattr(placement, name, most)
 

@@ -182,3 +182,14 @@ def test_views_average_over_headings(golden, golden_model, weights):
         by_hand.append(one(w, np.roll(turned, 150 * view, 1), np.roll(golden["rgb"], 150 * view, 1)))
     mean = np.mean(by_hand, 0)
     np.testing.assert_allclose(base, mean / np.linalg.norm(mean, axis=1, keepdims=True), atol=1e-4)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_the_class_token_stands_in_front(monkeypatch, platform):
+    monkeypatch.setattr(pointbert, "platform", lambda x: platform)
+    token, tokens = jnp.arange(4.0), jnp.arange(24.0).reshape(2, 3, 4) + 10
+    got, pull = jax.vjp(pointbert._put_in_front, token, tokens)
+    np.testing.assert_array_equal(got, np.concatenate([np.tile(token, (2, 1, 1)), tokens], 1))
+    to_token, to_tokens = pull(got)
+    np.testing.assert_array_equal(to_token, 2 * token)
+    np.testing.assert_array_equal(to_tokens, tokens)

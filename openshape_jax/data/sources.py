@@ -64,7 +64,7 @@ def find(name: str, data_dir: str | Path = "") -> Path:
         noted = json.loads((root / ".config" / "metadata.json").read_text())
         folders.append(root / noted["default_config_name"])
     described = [p.parent for folder in folders for p in folder.glob("*/dataset_info.json")]
-    versions = [p for p in described if not p.name.startswith("incomplete")]  # TFDS's name of half-built ones
+    versions = list(filter(_is_whole, described))
     if not versions:
         base = name.partition("/")[0]
         there = {built for built, _ in built_folders(data_root(data_dir))}
@@ -86,8 +86,12 @@ def find(name: str, data_dir: str | Path = "") -> Path:
 def built_folders(root: Path) -> Iterator[tuple[str, Path]]:
     """(name, folder) of each version of each data set that is built in `root`, in no order."""
     for path in [*root.glob("*/*/dataset_info.json"), *root.glob("*/*/*/dataset_info.json")]:
-        if not path.parent.name.startswith("incomplete"):  # TFDS's name of half-built ones
+        if _is_whole(path.parent):
             yield path.parent.parent.relative_to(root).as_posix(), path.parent
+
+
+def _is_whole(folder: Path) -> bool:
+    return not folder.name.startswith("incomplete")  # TFDS's name of half-built ones
 
 
 def text_space(names: Sequence[str], data_dir: str | Path = "") -> str:

@@ -3,7 +3,8 @@
 A cloud becomes patches (farthest point sampling, ball query, a shared MLP with a max over each
 group), patches become tokens of a pre-norm transformer, and the class token is projected to the CLIP
 width. Constants follow the PyTorch original where Flax differs: LayerNorm and BatchNorm eps 1e-5,
-exact GELU, unbiased running variance, momentum 0.1, uniform +-1/sqrt(fan_in) initialisation.
+exact GELU (on GPUs by tanh in half precision, ops/gelu.py), unbiased running variance, momentum 0.1,
+uniform +-1/sqrt(fan_in) initialisation.
 """
 
 from __future__ import annotations
@@ -229,6 +230,7 @@ class PointBert(nnx.Module):
 
 
 def _put_in_front(token: Float[Array, " D"], tokens: Float[Array, "B P D"]) -> Float[Array, "B P+1 D"]:
+    """The token before those of each cloud."""
     token = jnp.broadcast_to(token, (len(tokens), 1, len(token)))
     if platform(tokens) == "gpu":  # takes three times as long to set arrays beside each other
         behind, before = ((0, 0), (0, tokens.shape[1]), (0, 0)), ((0, 0), (1, 0), (0, 0))

@@ -58,10 +58,10 @@ class Transformer(nnx.Module):
         # The first block has nothing to add yet, but is given as much as the others.
         carry, bias = (x, jnp.zeros_like(x) if form.late else None), None
         if form.late_bias:
-            # Handed on from block to block, its gradient would be exchanged once a block.
-            bias = weights["down_bias"][-1]
-            before = jnp.zeros_like(bias)[None], weights["down_bias"][:-1]
-            weights["before_bias"] = jnp.concatenate(before)
+            # That of the block before comes with a block's own weights: handed on with the rows, its gradient
+            # would be exchanged once a block.
+            bias, none = weights["down_bias"][-1], jnp.zeros((1, c.dim))
+            weights["before_bias"] = jnp.concatenate([none, weights["down_bias"][:-1]])
         kept = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if c.remat_policy == "dots" else None
         step = functools.partial(jax.checkpoint, policy=kept) if c.remat else _as_is
         layers = (weights, paths)

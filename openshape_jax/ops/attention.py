@@ -75,7 +75,7 @@ def first_attention(
 ) -> Float[Array, "B HD"]:
     """`attention` of the first of T tokens to all of them, of which `tokens` at the front take part.
 
-    One query wants no keys and values of their own: q (x K)^T = (q K^T) x^T, and w (x V) = (w x) V.
+    For a single query keys and values need not be made: q (x K)^T = (q K^T) x^T, and w (x V) = (w x) V.
 
     Args:
       kernel: makes queries, keys and values of x, which stand beside each other in the columns (3, H, D).
@@ -101,7 +101,7 @@ def _mix_forward(tokens: int, query: Array, x: Array) -> tuple[Array, tuple[Arra
 
 
 def _mix_backward(tokens: int, kept: tuple[Array, ...], g: Array) -> tuple[Array, Array]:
-    """The gradients: that of x, of its size, is one product in x's type."""
+    """The gradients to query and x; the latter, as large as x, is one product for both places of x."""
     query, x, weights = kept
     slope = jnp.einsum("bhc,btc->bht", g, x, preferred_element_type=jnp.float32)
     slope = weights * (slope - (weights * slope).sum(-1, keepdims=True))

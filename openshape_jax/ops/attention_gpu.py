@@ -166,7 +166,8 @@ def _class_row(ref) -> Array:
 
 
 def _power(interpret: bool) -> Power:
-    """(x, y) of one shape -> 2^(SCALE x - y): a multiply-add and the unit for powers, 0 below 2^-126."""
+    """(x, y that broadcasts to it) -> 2^(SCALE x - y): a multiply-add and an instruction for the power, whose
+    results below 2^-126 are 0 (not the interpreter's)."""
     if interpret:
         return lambda x, y: jnp.exp2(x * SCALE - y)
     # jnp.exp2 takes care of results below 2^-126, with three operations beside each power, and Triton

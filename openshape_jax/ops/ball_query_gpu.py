@@ -37,7 +37,8 @@ def ball_query_gpu(
     s = centres.shape[1]
     # A padded point is infinitely far from every centre.
     rows = jnp.pad(xyz.transpose(0, 2, 1), ((0, 0), (0, 0), (0, -n % CHUNK)), constant_values=jnp.inf)
-    centres = jnp.pad(centres.transpose(0, 2, 1), ((0, 0), (0, 0), (0, -s % CENTRES)))
+    # Padding asks what the last centre asks, and does not keep the scan going.
+    centres = jnp.pad(centres.transpose(0, 2, 1), ((0, 0), (0, 0), (0, -s % CENTRES)), mode="edge")
     found = pl.pallas_call(
         functools.partial(_kernel, limit=radius**2, k=num_samples),
         jax.ShapeDtypeStruct((b, centres.shape[2] * (num_samples + 1)), jnp.int32),

@@ -33,12 +33,12 @@ def add_norm(
     bias: Float[Array, " D"] | None = None,
 ) -> tuple[Float[Array, "... D"], Float[Array, "... D"]]:
     """(x + (branch + bias), its `layer_norm`); x itself without a branch."""
-    where = norm_kernel(x)
+    where, bias = norm_kernel(x), None if branch is None else bias
     if where == "tpu":
         return _kernel(where, True, x, branch, bias, scale, shift)
-    late = bias if where is None or bias is None else jax.lax.stop_gradient(bias)
+    constant = bias if where is None or bias is None else jax.lax.stop_gradient(bias)
     if branch is not None:
-        x = x + (branch if late is None else branch + late.astype(branch.dtype))
+        x = x + (branch if constant is None else branch + constant.astype(branch.dtype))
     if where:  # of NVIDIA: cuBLAS adds x and the bias to a product as it comes; the kernel has their gradient
         return _kernel(where, True, x, None, bias, scale, shift)
     return x, plain(x, scale, shift)
@@ -73,7 +73,10 @@ def norm_kernel(x: Array) -> str | None:
 def _run(
     where: str, with_sum: bool, x: Array, branch: Array | None, bias: Array | None, scale: Array, shift: Array
 ) -> Any:
-    """(x + (branch + bias), its norm), or (its norm,) without the sum."""
+    """(x + (branch + bias), its norm), or (its norm,) without the sum.
+
+    On GPUs x comes with both added, the bias as a constant: it is given for its gradient alone.
+    """
     return _forward(where, with_sum, x, branch, bias, scale, shift)[0]
 
 

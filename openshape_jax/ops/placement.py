@@ -11,12 +11,12 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
-# Devices up to which rows are scattered, or gathered, in one step. For more, XLA for TPUs may add up all rows
-# on every device (experiments/tpu_dryrun).
+# Devices up to which rows are scattered, or gathered, in one step. Of an exchange among more, XLA for TPUs
+# may make an all-reduce of all rows (experiments/tpu_dryrun).
 SCATTERED, GATHERED = 16, 256
-NEIGHBOURS = 16  # at most, that exchange rows in one of two steps
+NEIGHBOURS = 16  # at most, in a group of an exchange in two steps
 
 
 def batch_axes(x: Array) -> tuple[jax.sharding.AbstractMesh, tuple[str, ...], int]:
@@ -51,15 +51,18 @@ def split_rows(x: Array, axis: int = 0) -> Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*[None] * axis, auto)))
 
 
-def gather_rows(x: Float[Array, "n ..."], axes: tuple[str, ...]) -> Float[Array, "B ..."]:
-    """All devices' rows, in `jax.shard_map` over `axes`; x itself for (). Not to be differentiated."""
+def gather_rows(x: Shaped[Array, "n ..."], axes: tuple[str, ...]) -> Shaped[Array, "B ..."]:
+    """All devices' rows, in `jax.shard_map` over `axes`; x itself for ().
+
+    Not to be differentiated: numbers of four bytes travel as integers, and no gradient comes back.
+    """
     if not axes:
         return x
     sent = x
     if x.dtype == bool or x.dtype.itemsize == 4:
         # As one type, so that XLA sends all small arrays at once.
         sent = x.astype(jnp.int32) if x.dtype == bool else jax.lax.bitcast_convert_type(x, jnp.int32)
-    for groups in reversed(_steps(axes, GATHERED)):
+    for groups in reversed(_steps(x, axes, GATHERED)):
         sent = jax.lax.all_gather(sent, axes, tiled=True, axis_index_groups=groups)
     if x.dtype == bool:
         return sent.astype(bool)
@@ -68,20 +71,20 @@ def gather_rows(x: Float[Array, "n ..."], axes: tuple[str, ...]) -> Float[Array,
 
 def scatter_sum(x: Float[Array, "B ..."], axes: tuple[str, ...]) -> Float[Array, "n ..."]:
     """A device's rows of the sum of all devices' x, in `jax.shard_map` over `axes`; x itself for ()."""
-    for groups in _steps(axes, SCATTERED) if axes else []:
+    for groups in _steps(x, axes, SCATTERED) if axes else []:
         x = jax.lax.psum_scatter(x, axes, tiled=True, axis_index_groups=groups)
     return x
 
 
-def _steps(axes: tuple[str, ...], most: int) -> list[list[list[int]] | None]:
-    """The groups of devices that scatter rows among themselves, one step after the other; None: all devices.
+def _steps(x: Array, axes: tuple[str, ...], most: int) -> list[list[list[int]] | None]:
+    """The groups of devices that scatter rows of x among themselves, one step after the other; None: all.
 
-    More than `most` do it in two: first those that stand some neighbours apart, each of whom keeps the part
-    of the rows that it and its neighbours shall have, then neighbours. To gather, the other way round.
+    More than `most` TPUs do it in two: first those that stand some neighbours apart, each of whom keeps the
+    part of the rows that it and its neighbours shall have, then neighbours. To gather, the other way round.
     """
     devices = jax.lax.axis_size(axes)
     near = max(n for n in range(1, NEIGHBOURS + 1) if devices % n == 0)
-    if devices <= most or near == 1:
+    if devices <= most or near == 1 or platform(x) != "tpu":
         return [None]
     apart = [list(range(first, devices, near)) for first in range(near)]
     return [apart, [list(range(first, first + near)) for first in range(0, devices, near)]]
