@@ -20,8 +20,8 @@ WITH_TORCH = [
 ]
 # From the bottom up: a module may import from its own layer's package and from layers before it.
 LAYERS = [
-    {"version"}, {"overrides"}, {"config"}, {"ops"}, {"models"}, {"losses"}, {"relations"}, {"optim"}, {"sharding"},
-    {"runtime"},
+    {"version"}, {"overrides"}, {"config"}, {"ops"}, {"models"}, {"losses"}, {"relations"}, {"optim"},
+    {"sharding"}, {"runtime"},
     {"data"}, {"mesh_sampling"}, {"obj_reader"}, {"mesh_files"}, {"geometry_io"}, {"render"}, {"augment"},
     {"state"}, {"checkpoint"}, {"metrics"}, {"watch"},
     {"evals"}, {"train"}, {"hlo"}, {"dryrun"},
