@@ -161,7 +161,8 @@ def test_kernels_take_as_long_as_their_program_or_their_memory(tmp_path):
 
 
 def test_formula_of_model_flops_against_xla():
-    """XLA counts sums, norms and the search for patches too: up to 5 % more at this size."""
+    """XLA counts sums, norms and the search for patches too: up to 5 % more at this size. The program does
+    without keys and values of the last block, which the formula has."""
     m = config_lib.ModelConfig(
         dim=512, depth=4, heads=8, mlp_dim=1024, sa_dim=256, patches=32, nsample=32, embed_dim=256
     )
@@ -169,7 +170,8 @@ def test_formula_of_model_flops_against_xla():
     points = jax.ShapeDtypeStruct((2, 64, 3), jnp.float32)  # one chunk: a loop would be counted once
     forward = jax.jit(lambda weights, xyz, rgb: models.apply(m, *weights, xyz, rgb)[0])
     counted = forward.lower(weights, points, points).compile().cost_analysis()["flops"]
-    assert 0.95 < 2 * sum(flops.forward(m).values()) / counted < 1
+    unmade = 2 * (m.patches + 1) * 2 * m.dim * m.heads * 64
+    assert 0.95 < 2 * (sum(flops.forward(m).values()) - unmade) / counted < 1
 
 
 def test_formula_counts_the_patches_that_are_used():

@@ -32,3 +32,9 @@ def test_they_end_with_the_process_that_started_them(how):
         process.send_signal(how)
         process.communicate(timeout=20)  # ends when every process that could write to it is gone
     assert process.returncode
+
+
+def test_they_end_where_the_results_are_no_longer_taken():
+    command = [sys.executable, "-c", SLEEPERS + "    raise KeyboardInterrupt\n"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    assert ended.stdout == "did 0\n" and "KeyboardInterrupt" in ended.stderr

@@ -18,7 +18,8 @@ def in_processes(
 ) -> Iterator[tuple[Item, Result]]:
     """(item, result) of every item as it is done, by new processes.
 
-    Ctrl-C ends them at once, wherever they are: what `work_on` writes must be whole or not count.
+    Ctrl-C ends them at once, wherever they are, and so does whoever takes no more results: what `work_on`
+    writes must be whole or not count.
 
     Args:
       work_on: a function of a module; may run in any of the processes.
@@ -31,7 +32,7 @@ def in_processes(
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, GeneratorExit):  # the latter where Ctrl-C meets who takes the results
             for process in list(executor._processes.values()):  # in Python 3.14: terminate_workers()
                 process.terminate()
             executor.shutdown(wait=True, cancel_futures=True)
