@@ -95,16 +95,7 @@ class ZipFiles:
                 raise ValueError(f"{path} unpacks to {info.file_size / 2**30:.1f} GiB, more than is read")
             try:
                 return self._archive.read(info)
-            except (
-                zipfile.BadZipFile,
-                RuntimeError,
-                NotImplementedError,
-                EOFError,
-                OSError,
-                ValueError,
-            ) as error:
-                raise ValueError(f"{path} in the archive is damaged ({error})") from error
-            except Exception as error:  # zlib.error and its kin have no common base
+            except Exception as error:  # zipfile's errors, zlib's and their kin have no common base
                 raise ValueError(f"{path} in the archive is damaged ({error})") from error
         raise KeyError(name)
 

@@ -32,12 +32,11 @@ def in_processes(
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
-        except (KeyboardInterrupt, GeneratorExit):  # the latter where Ctrl-C meets who takes the results
-            for process in list(executor._processes.values()):  # in Python 3.14: terminate_workers()
-                process.terminate()
-            executor.shutdown(wait=True, cancel_futures=True)
-            raise
-        except BaseException:
+        except BaseException as error:
+            # The latter where Ctrl-C meets who takes the results.
+            if isinstance(error, KeyboardInterrupt | GeneratorExit):
+                for process in list(executor._processes.values()):  # in Python 3.14: terminate_workers()
+                    process.terminate()
             executor.shutdown(wait=True, cancel_futures=True)
             raise
 
