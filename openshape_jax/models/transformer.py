@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from openshape_jax.config import ModelConfig
 from openshape_jax.ops import gelu
 from openshape_jax.ops.attention import HEAD_DIM, first_attention, pair_heads, pairs_heads, self_attention
-from openshape_jax.ops.norm import add_norm, norm_kernel
+from openshape_jax.ops.norm import add, add_norm, norm_kernel
 from openshape_jax.ops.placement import platform, split_rows
 
 SUBLANES = 8  # rows of a TPU's registers
@@ -72,7 +72,7 @@ class Transformer(nnx.Module):
             carry = jax.lax.scan(lambda now, layer: (body(now, layer), None), carry, first, unroll=depth)[0]
         final = functools.partial(form.block, last=True)
         x, added = step(final)(carry, jax.tree.map(lambda v: v[-1], layers))
-        return _sum(x, added, bias)
+        return add(x, added, bias)
 
 
 # (rows (B R, D), what is still to be added to them)
@@ -144,17 +144,15 @@ class _Form:
     def mlp(self, x: Array, w: dict[str, Array], path: Float[Array, B] | None) -> tuple[Array, Array | None]:
         names = ("up_kernel", "up_bias", "down_kernel", "down_bias")
         up, up_bias, down, bias = (w[name] for name in names)
+        # Where no kernel does it, the GELU, or what it needs, is cheaper to compute again than to keep.
         if gelu.mlp_kernel(x, up.shape[1]):
-            return self.branch(gelu.mlp(x, up, up_bias, down), bias, path)
-        h = dense(x, up, up_bias)
-        # The GELU, or what it needs, is cheaper to compute again than to keep.
-        if self.platform == "tpu":
-
-            def end(h: Array, down: Array, bias: Array, path: Array | None) -> tuple[Array, Array | None]:
-                return self.branch(dense(gelu.exact(h), down), bias, path)
-
-            return jax.checkpoint(end)(_apart(h), down, bias, path)
-        return self.branch(dense(jax.checkpoint(gelu.exact)(h), down), bias, path)
+            product = gelu.mlp(x, up, up_bias, down)
+        elif self.platform == "tpu":
+            h = _apart(dense(x, up, up_bias))
+            product = jax.checkpoint(lambda h, down: dense(gelu.exact(h), down))(h, down)
+        else:
+            product = dense(jax.checkpoint(gelu.exact)(dense(x, up, up_bias)), down)
+        return self.branch(product, bias, path)
 
     def branch(self, product: Array, bias: Array, path: Float[Array, B] | None) -> tuple[Array, Array | None]:
         """(what is added to the rows, the bias that it still lacks)"""
@@ -164,12 +162,6 @@ class _Form:
         if path is None:
             return made, None
         return made * jnp.repeat(path.astype(made.dtype), len(made) // self.clouds)[:, None], None
-
-
-def _sum(x: Array, added: Array | None, bias: Array | None) -> Array:
-    if added is None:
-        return x
-    return x + (added if bias is None else added + bias.astype(x.dtype))
 
 
 def dense(

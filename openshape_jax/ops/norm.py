@@ -33,15 +33,17 @@ def add_norm(
     bias: Float[Array, " D"] | None = None,
 ) -> tuple[Float[Array, "... D"], Float[Array, "... D"]]:
     """(x + (branch + bias), its `layer_norm`); x itself without a branch."""
-    where, bias = norm_kernel(x), None if branch is None else bias
-    if where == "tpu":
-        return _kernel(where, True, x, branch, bias, scale, shift)
-    constant = bias if where is None or bias is None else jax.lax.stop_gradient(bias)
-    if branch is not None:
-        x = x + (branch if constant is None else branch + constant.astype(branch.dtype))
-    if where:  # of NVIDIA: cuBLAS adds x and the bias to a product as it comes; the kernel has their gradient
-        return _kernel(where, True, x, None, bias, scale, shift)
-    return x, plain(x, scale, shift)
+    if where := norm_kernel(x):
+        return _kernel(where, True, x, branch, None if branch is None else bias, scale, shift)
+    total = add(x, branch, bias)
+    return total, plain(total, scale, shift)
+
+
+def add(x: Array, branch: Array | None, bias: Array | None = None) -> Array:
+    """x + (branch + bias); x itself without a branch."""
+    if branch is None:
+        return x
+    return x + (branch if bias is None else branch + bias.astype(branch.dtype))
 
 
 def plain(x: Array, scale: Array, shift: Array) -> Array:
@@ -73,10 +75,7 @@ def norm_kernel(x: Array) -> str | None:
 def _run(
     where: str, with_sum: bool, x: Array, branch: Array | None, bias: Array | None, scale: Array, shift: Array
 ) -> Any:
-    """(x + (branch + bias), its norm), or (its norm,) without the sum.
-
-    On GPUs x comes with both added, the bias as a constant: it is given for its gradient alone.
-    """
+    """(x + (branch + bias), its norm), or (its norm,) without the sum."""
     return _forward(where, with_sum, x, branch, bias, scale, shift)[0]
 
 
@@ -97,9 +96,10 @@ def _forward(
         zero = jnp.zeros_like(scale) if bias is None else bias
         run = by_device(lambda x, b, a, s, t: made.forward(x, b, a, s, t, EPS), 3)
         *sums, normed = run(x, branch, zero, scale, shift)
-    else:
-        sums, normed = [], by_device(lambda x, s, t: made.forward(x, s, t, EPS), 2)(x, scale, shift)
-    total = sums[0] if sums else x
+        total = sums[0] if sums else x
+    else:  # cuBLAS adds x and the bias to a product as it comes
+        total = add(x, branch, bias)
+        normed = by_device(lambda x, s, t: made.forward(x, s, t, EPS), 2)(total, scale, shift)
     return ((total, normed) if with_sum else (normed,)), (total, scale, branch is not None, bias)
 
 
