@@ -16,6 +16,7 @@ METADATA = {"model": {}}
 # A limit of 64 KB a file stands for a full disk: writes fail in the threads of orbax and tensorstore alike.
 FAILING = """
 import dataclasses, resource, sys, time
+import jax.numpy as jnp
 from openshape_jax import checkpoint, state
 from openshape_jax.config import Config, ModelConfig
 
@@ -23,7 +24,7 @@ now = state.init(Config(model=ModelConfig(dim=96, depth=3, heads=3, mlp_dim=192,
 saves = checkpoint.Checkpoints(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
 for step in (0, 1, 2):
-    now = dataclasses.replace(now, step=step)
+    now = dataclasses.replace(now, step=jnp.int32(step))
     saves.save(now, {"model": {}})
     deadline = time.time() + 60
     try:
