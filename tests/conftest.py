@@ -6,13 +6,22 @@ import shutil
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# XLA's fusion emitters take most of its time to compile for CPUs; and parts to compile in parallel add to the
+# work of two cores that both have enough.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_cpu_use_fusion_emitters=false",
+        "--xla_cpu_parallel_codegen_split_count=1",
+        "--xla_force_host_platform_device_count=8",
+    ]
+)
 
 # Compiling is most of the suite's time. What one test compiles, no other test, worker or command that it
 # starts compiles again: all share a cache of this run of pytest alone, of all that takes longer than its
 # entry's writing. And XLA optimises little, to the same operations in slower programs, for all but the files
 # whose numbers are compared with another implementation's (AS_USERS_COMPILE; jaxlib 0.10.2 so made a NaN of a
-# variance's gradient in one of them). Nothing else differs from what users run.
+# variance's gradient in one of them). Nothing but this and the emitters differs from what users run.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
