@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.small_run import XLA_FLAGS
+
 NOTEBOOK = Path(__file__).parent.parent / "experiments" / "colab_eval.ipynb"
 # As a notebook does it: every cell in turn in one namespace; an error ends it.
 RUNNER = """
@@ -21,7 +23,7 @@ def test_the_notebook_runs_top_to_bottom(data_dir, tmp_path):
     code = [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"]
     assert not any(cell["outputs"] for cell in code)  # as committed: nothing that a person has run
     settings = {"TFDS_DATA_DIR": data_dir, "OPENSHAPE_WORK": str(tmp_path / "work"), "OPENSHAPE_STEPS": "12"}
-    environment = {**os.environ, **settings, "XLA_FLAGS": ""}
+    environment = {**os.environ, **settings, "XLA_FLAGS": XLA_FLAGS}
     command = [sys.executable, "-c", RUNNER, str(NOTEBOOK)]
     done = subprocess.run(command, cwd=NOTEBOOK.parents[1], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec
 from openshape_jax import checkpoint, metrics, runtime, sharding, state, train
 from openshape_jax import config as config_lib
 from openshape_jax.data import pipeline
+from tests.small_run import XLA_FLAGS
 
 ROOT = Path(__file__).parent.parent
 STEPS = 20
@@ -92,7 +93,7 @@ def two_processes(data_dir: str, workdir: Path, *overrides: str) -> None:
     every = [f"--config.{o}" for o in (*OVERRIDES, f"data.data_dir={data_dir}", "cpu_devices=4", *overrides)]
     command = [sys.executable, "-m", "openshape_jax.main", f"--config={ROOT}/configs/quickstart.py:smoke"]
     cluster = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
-    env = {**os.environ, **cluster, "XLA_FLAGS": ""}
+    env = {**os.environ, **cluster, "XLA_FLAGS": XLA_FLAGS}
     running = [
         subprocess.Popen(
             [*command, *every, f"--workdir={workdir}"],
