@@ -14,7 +14,7 @@ WITH_TORCH = [
     for name in (
         "torch_interchange/check.py",
         "torch_interchange/torch_pointbert.py",
-        "encoder_speed/run.py",
+        "encoder_speed/peer.py",
         "clip_fixtures/make.py",
     )
 ]

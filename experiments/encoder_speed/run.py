@@ -9,16 +9,23 @@ matrices of the same type, measured before every row. Memory is the compiled pro
 results and scratch) of all devices. The split times each part of the forward pass alone.
 
 A peer is a function of the scaling that returns a torch.nn.Module which maps xyz (B, N, 3) and features
-(B, N, 6) to (B, D) embeddings; it runs in turn with ours, on the CPU, and needs torch in this environment.
+(B, N, 6) to (B, D) embeddings; it runs in turn with ours, on the CPU, in a process of its own (`peer.py`): in
+ours it would have the allocator's settings of `runtime.prepare` too. It needs torch in this environment.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
+import functools
+import importlib.util
 import platform
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -32,21 +39,25 @@ from openshape_jax.models import flops, pointbert
 from openshape_jax.ops import ball_query, farthest_point_sampling
 
 
-def seconds(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """The median time of each call; the calls are made in turn, so that noise falls on all of them.
-
-    On accelerators five follow each other before the clock is read, as steps of a training do.
-    """
+def timed(call: Callable[[], Any]) -> float:
+    """Seconds of a call; on accelerators five follow each other before the clock is read, as steps do."""
     row = 1 if jax.default_backend() == "cpu" else 5
-    taken: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        jax.block_until_ready(call())  # compiled, and warm
-    for _ in range(repeats):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            jax.block_until_ready([call() for _ in range(row)][-1])
-            taken[name].append((time.perf_counter() - start) / row)
-    return {name: float(np.median(values)) for name, values in taken.items()}
+    start = time.perf_counter()
+    jax.block_until_ready([call() for _ in range(row)][-1])
+    return (time.perf_counter() - start) / row
+
+
+def medians(clocks: dict[str, Callable[[], float]], repeats: int) -> dict[str, float]:
+    """The median of what each clock tells, called in turn, so that noise falls on all of them."""
+    for clock in clocks.values():
+        clock()  # compiled, and warm
+    taken = [{name: clock() for name, clock in clocks.items()} for _ in range(repeats)]
+    return {name: float(np.median([times[name] for times in taken])) for name in clocks}
+
+
+def seconds(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """The median time of each call, made in turn."""
+    return medians({name: functools.partial(timed, call) for name, call in calls.items()}, repeats)
 
 
 def matmul_rate(dtype: str, mesh: jax.sharding.Mesh, repeats: int = 5) -> float:
@@ -150,37 +161,30 @@ def split(c: ModelConfig, xyz: jax.Array, rgb: jax.Array, repeats: int) -> dict[
     return found
 
 
-def peer_calls(spec: str, scaling: int, xyz: jax.Array, rgb: jax.Array) -> dict[str, Callable[[], Any]]:
-    """{"peer forward", "peer step"} of the PyTorch model that `spec` ("module:function") makes."""
-    try:
-        import torch  # only here: the package never needs it
-    except ImportError:
-        raise SystemExit(
-            "--peer needs torch in this environment: pip install torch (about 200 MB for CPUs)."
-        ) from None
-    module, _, function = spec.partition(":")
-    model = getattr(importlib.import_module(module), function)(scaling)
-    points, colours = torch.from_numpy(np.asarray(xyz).copy()), torch.from_numpy(np.asarray(rgb).copy())
-    features = torch.cat([points, colours], -1)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4)
-    with torch.no_grad():
-        target = torch.nn.functional.normalize(torch.randn_like(model(points, features)), dim=-1)
+class Peer:
+    """A PyTorch model in a process of its own (`peer.py`), which ends with the block."""
 
-    def forward() -> None:
-        model.eval()
-        with torch.no_grad():
-            model(points, features)
+    def __init__(self, spec: str, scaling: int, xyz: jax.Array, rgb: jax.Array):
+        self._folder = tempfile.TemporaryDirectory()
+        points = f"{self._folder.name}/points.npz"
+        np.savez(points, xyz=np.asarray(xyz), rgb=np.asarray(rgb))
+        command = [sys.executable, f"{Path(__file__).parent}/peer.py", spec, str(scaling), points]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def step() -> None:
-        model.train()
-        optimizer.zero_grad()
-        emb = torch.nn.functional.normalize(model(points, features), dim=-1)
-        logits, labels = 14.28 * emb @ target.T, torch.arange(len(emb))
-        cross = torch.nn.functional.cross_entropy
-        (0.5 * (cross(logits, labels) + cross(logits.T, labels))).backward()
-        optimizer.step()
+    def __enter__(self) -> Peer:
+        return self
 
-    return {"peer forward": forward, "peer step": step}
+    def __exit__(self, *error: Any) -> None:
+        self._process.communicate()  # the end of its input
+        self._folder.cleanup()
+
+    def timed(self, name: str) -> float:
+        """Seconds of a "forward" or a "step"."""
+        assert self._process.stdin and self._process.stdout
+        print(name, file=self._process.stdin, flush=True)
+        if not (line := self._process.stdout.readline()):
+            raise SystemExit("The peer ended; its own message stands above.")
+        return float(line)
 
 
 def main() -> None:
@@ -197,6 +201,8 @@ def main() -> None:
     parser.add_argument("--remat", action="store_true", help="recompute the transformer's activations")
     parser.add_argument("--peer", metavar="MODULE:FUNCTION")
     args = parser.parse_args()
+    if args.peer and not importlib.util.find_spec("torch"):
+        raise SystemExit("--peer needs torch in this environment: pip install torch (about 200 MB for CPUs).")
     runtime.prepare(args.cpu_devices)
     mesh = sharding.make_mesh()
     device = jax.devices()[0]
@@ -213,9 +219,13 @@ def main() -> None:
             xyz, rgb = clouds(batch, args.points, mesh)
             ours = Ours(c, xyz, rgb, mesh)
             peak = matmul_rate(args.dtype, mesh)
-            calls = {"forward": ours.forward, "step": ours.step}
-            calls |= peer_calls(args.peer, scaling, xyz, rgb) if args.peer else {}
-            found = seconds(calls, args.repeats)
+            found: dict[str, float] = {}
+            with Peer(args.peer, scaling, xyz, rgb) if args.peer else nullcontext() as peer:
+                for name, call in (("forward", ours.forward), ("step", ours.step)):
+                    clocks = {name: functools.partial(timed, call)}
+                    if peer:
+                        clocks[f"peer {name}"] = functools.partial(peer.timed, name)
+                    found |= medians(clocks, args.repeats)
             for name, passes in (("forward", 1), ("step", 3)):
                 t, other = found[name], found.get(f"peer {name}")
                 beside = f"{other:.2f} | {other / t:.2f}" if other else " | "
