@@ -4,14 +4,15 @@ import atexit
 import os
 import shutil
 import tempfile
+from importlib.metadata import version
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# XLA's fusion emitters take most of its time to compile for CPUs; and parts to compile in parallel add to the
-# work of two cores that both have enough.
+# XLA's fusion emitters take most of its time to compile for CPUs (from jaxlib 0.11 it has nothing else), and
+# parts to compile in parallel add to the work of two cores that both have enough.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
-        "--xla_cpu_use_fusion_emitters=false",
+        "--xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else "",
         "--xla_cpu_parallel_codegen_split_count=1",
         "--xla_force_host_platform_device_count=8",
     ]
