@@ -24,6 +24,7 @@ from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
 from openshape_jax.ops.attention import HEAD_DIM
+from openshape_jax.ops.slices_gpu import masked
 
 TILE = 128  # rows of the side that a program keeps
 FEW = 16  # rows of the class token's tile, the fewest that a matrix product takes
@@ -146,7 +147,7 @@ def _load(ref, first: Array | int, rows: int, limit: int | None) -> Array:
     mask = _mask(first, rows, limit)
     if mask is not None and len(ref.shape) == 2:
         mask = mask[:, None]
-    at = ref.at[pl.ds(first, rows)] if len(ref.shape) == 1 else ref.at[pl.ds(first, rows), :]
+    at = ref.at[masked(first, rows)] if len(ref.shape) == 1 else ref.at[masked(first, rows), :]
     return plgpu.load(at, mask=mask, other=None if mask is None else 0.0)
 
 
@@ -155,10 +156,10 @@ def _store(
 ) -> None:
     mask = _mask(first, rows, limit)
     if len(ref.shape) == 1:
-        plgpu.store(ref.at[pl.ds(first, rows)], value, mask=mask)
+        plgpu.store(ref.at[masked(first, rows)], value, mask=mask)
     else:
         mask = None if mask is None else mask[:, None]
-        plgpu.store(ref.at[pl.ds(first, rows), columns], value.astype(ref.dtype), mask=mask)
+        plgpu.store(ref.at[masked(first, rows), columns], value.astype(ref.dtype), mask=mask)
 
 
 def _class_row(ref) -> Array:

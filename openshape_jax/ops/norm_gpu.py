@@ -14,6 +14,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
+from openshape_jax.ops.slices_gpu import masked
+
 TILE = 2048  # most numbers of the rows that a program holds
 WARPS = 4
 PROGRAMS = 1056  # of the gradients, each with sums over its rows: eight for each multiprocessor of an H100
@@ -98,14 +100,14 @@ class _Tile:
         self.there = self.column < shape[1]
         row = first + jnp.arange(rows)
         self.mask = (row < shape[0])[:, None] & self.there[None]
-        self.at = (pl.ds(first, rows), pl.ds(0, columns))
+        self.at = (masked(first, rows), masked(0, columns))
         self.width = shape[1]
 
     def load(self, ref) -> Array:
         return plgpu.load(ref.at[self.at], mask=self.mask, other=0.0).astype(jnp.float32)
 
     def vector(self, ref) -> Array:
-        return plgpu.load(ref.at[pl.ds(0, len(self.column))], mask=self.there, other=0.0)[None]
+        return plgpu.load(ref.at[masked(0, len(self.column))], mask=self.there, other=0.0)[None]
 
     def store(self, ref, value: Array) -> None:
         plgpu.store(ref.at[self.at], value.astype(ref.dtype), mask=self.mask)
@@ -144,4 +146,4 @@ def _backward_kernel(scale_ref, x_ref, g_ref, *refs, rows: int, programs: int, e
     sums = jax.lax.fori_loop(0, pl.cdiv(count, rows * programs), body, (zeros,) * 3)
     tile = _Tile(x_ref.shape, jnp.int32(0), rows)
     for ref, share in zip((scale_grad_ref, shift_grad_ref, bias_grad_ref), sums, strict=True):
-        plgpu.store(ref.at[pl.ds(0, len(tile.column))], jnp.sum(share, axis=0), mask=tile.there)
+        plgpu.store(ref.at[masked(0, len(tile.column))], jnp.sum(share, axis=0), mask=tile.there)
