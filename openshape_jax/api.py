@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from openshape_jax import checkpoint, config, sharding, state
+from openshape_jax import checkpoint, config, runtime, sharding, state
 from openshape_jax.data import schema, vocabulary
 from openshape_jax.evals.zero_shot import projected
 
@@ -20,6 +20,7 @@ Points = np.ndarray | Sequence[np.ndarray]
 
 def load(path: str | Path, **options: Any) -> Model:
     """See `openshape_jax.load`."""
+    runtime.keep_sums_right()
     return Model(*read(path, **options))
 
 
@@ -80,6 +81,7 @@ class Model:
         Raises:
           ValueError: a wrong shape, no point, NaN or infinite coordinates, all points equal, colours
             out of range, or an unknown `up`.
+          FloatingPointError: embeddings that are not finite.
         """
         if up not in ("z", "y"):
             raise ValueError(f"up is {up!r}; it must be 'z' or 'y'.")
@@ -91,7 +93,13 @@ class Model:
             part += [part[-1]] * (size - len(part))
             xyz, rgb, count = (np.stack(x) for x in zip(*part, strict=True))
             out.append(np.asarray(self._embed(self._weights, xyz, rgb, count)))
-        return np.concatenate([o[: min(BATCH, len(prepared) - k * BATCH)] for k, o in enumerate(out)])
+        vectors = np.concatenate([o[: min(BATCH, len(prepared) - k * BATCH)] for k, o in enumerate(out)])
+        if bad := np.flatnonzero(~np.isfinite(vectors).all(1)).tolist():
+            raise FloatingPointError(
+                f"the embeddings of clouds {bad[:5]} are not finite. The weights are broken, or jax computed "
+                "before this model was loaded: on CPUs jax 0.12 then makes NaN of bfloat16; load it first."
+            )
+        return vectors
 
     def classify(self, points: Points, labels: Sequence[str], up: str = "z") -> np.ndarray:
         """Probabilities over `labels`: (C,) for a single (N, 3|6) cloud, else (B, C); rows sum to 1.
