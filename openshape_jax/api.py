@@ -97,7 +97,8 @@ class Model:
         if bad := np.flatnonzero(~np.isfinite(vectors).all(1)).tolist():
             raise FloatingPointError(
                 f"the embeddings of clouds {bad[:5]} are not finite. The weights are broken, or jax computed "
-                "before this model was loaded: on CPUs jax 0.12 then makes NaN of bfloat16; load it first."
+                "before this model was loaded: on CPUs jax 0.11 and 0.12 then make NaN of bfloat16. Load it "
+                "first."
             )
         return vectors
 

@@ -19,7 +19,7 @@ IN_ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler"
 # cuBLAS alone makes the products: it adds bias, GELU and residual as they come, and nothing is tuned first
 # (PointBERT-L's forward pass compiles in 5 instead of 25 s; experiments/encoder_speed).
 OWN_PRODUCTS = "--xla_gpu_enable_triton_gemm"
-# jaxlib 0.12.0.1 makes NaN of a layer norm's moments in bfloat16 on CPUs, where it leaves sums to YNNPACK.
+# jaxlib 0.11.2 and 0.12.0.1 make NaN of layer norms in bfloat16 on CPUs, where they leave sums to YNNPACK.
 OWN_SUMS = "--xla_cpu_experimental_ynn_fusion_type"
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's mallopt
 
@@ -34,9 +34,9 @@ def prepare(cpu_devices: int = 1) -> None:
     keep_sums_right()
     flags = os.environ.get("XLA_FLAGS", "")
     alone = jax.config.jax_num_cpu_devices <= 1 and "device_count" not in flags  # type: ignore[attr-defined]
-    wanted = [OWN_PRODUCTS, IN_ORDER] if alone and not jax.distributed.is_initialized() else [OWN_PRODUCTS]
-    added = [f"{flag}=false" for flag in wanted if flag not in flags]
-    os.environ["XLA_FLAGS"] = " ".join([flags, *added]).strip()
+    _set_flag(OWN_PRODUCTS, "false")
+    if alone and not jax.distributed.is_initialized():
+        _set_flag(IN_ORDER, "false")
     keep_freed_memory()
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
@@ -44,9 +44,15 @@ def prepare(cpu_devices: int = 1) -> None:
 
 def keep_sums_right() -> None:
     """Lets XLA make sums on CPUs itself; without effect once JAX has made its first program."""
+    if not version("jaxlib").startswith("0.10."):
+        _set_flag(OWN_SUMS, "-reduce")
+
+
+def _set_flag(flag: str, value: str) -> None:
+    """For XLA, unless the person has set it."""
     flags = os.environ.get("XLA_FLAGS", "")
-    if OWN_SUMS not in flags and not version("jaxlib").startswith("0.10."):
-        os.environ["XLA_FLAGS"] = f"{flags} {OWN_SUMS}=-reduce".strip()
+    if flag not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {flag}={value}".strip()
 
 
 def join_cluster(environment: Mapping[str, str] = os.environ) -> bool:
