@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ Points = np.ndarray | Sequence[np.ndarray]
 
 def load(path: str | Path, **options: Any) -> Model:
     """See `openshape_jax.load`."""
-    runtime.keep_sums_right()
     return Model(*read(path, **options))
 
 
@@ -59,8 +59,11 @@ class Model:
         self.image_proj: dict[str, Any] | None = weights.get("image_proj")
         self._weights = jax.device_put(weights)
         views = int(metadata["views"])
-        self._embed = jax.jit(state.make_embed(self.config, views))
-        self._embed_as_is = jax.jit(state.make_embed(self.config, views, normalized=False))
+        jit = functools.partial(
+            jax.jit, compiler_options=runtime.compiler_options(self.config.dtype, jax.default_backend())
+        )
+        self._embed = jit(state.make_embed(self.config, views))
+        self._embed_as_is = jit(state.make_embed(self.config, views, normalized=False))
 
     def embed(self, points: Points, up: str = "z", seed: int = 0) -> np.ndarray:
         """Unit vectors (B, D) float32, B = 1 for a single cloud.
@@ -96,9 +99,8 @@ class Model:
         vectors = np.concatenate([o[: min(BATCH, len(prepared) - k * BATCH)] for k, o in enumerate(out)])
         if bad := np.flatnonzero(~np.isfinite(vectors).all(1)).tolist():
             raise FloatingPointError(
-                f"the embeddings of clouds {bad[:5]} are not finite. The weights are broken, or jax computed "
-                "before this model was loaded: on CPUs jax 0.11 and 0.12 then make NaN of bfloat16. Load it "
-                "first."
+                f"the embeddings of clouds {bad[:5]} are not finite: the weights are broken; "
+                "convert them again."
             )
         return vectors
 

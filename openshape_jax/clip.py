@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from openshape_jax import sharding
+from openshape_jax import runtime, sharding
 from openshape_jax.clip_inputs import Tokenizer, square
 from openshape_jax.convert import clip as names
 from openshape_jax.convert import clip_files, files
@@ -88,8 +89,10 @@ class Clip:
         self._mesh = mesh
         self._params = jax.device_put(params, None if mesh is None else sharding.of_state(params, mesh))
         self._find_tokenizer, self._tokenizer = tokenizer_folder, None
-        self._text = jax.jit(lambda params, ids: model.encode_text(config, params, ids))
-        self._image = jax.jit(lambda params, pixels: model.encode_image(config, params, pixels))
+        options = runtime.compiler_options(config.dtype, jax.default_backend())
+        jit = functools.partial(jax.jit, compiler_options=options)
+        self._text = jit(lambda params, ids: model.encode_text(config, params, ids))
+        self._image = jit(lambda params, pixels: model.encode_image(config, params, pixels))
 
     def tokenize(self, texts: Sequence[str]) -> np.ndarray:
         """(n, T) int32 token ids; longer texts are cut off.

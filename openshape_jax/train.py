@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from openshape_jax import checkpoint, metrics, sharding, state
+from openshape_jax import checkpoint, metrics, runtime, sharding, state
 from openshape_jax.augment import dequantize
 from openshape_jax.config import Config, to_dict
 from openshape_jax.data import pipeline, schema, sources, vocabulary
@@ -99,6 +99,7 @@ def _run(config: Config, workdir: Path, again: str, stopped: Callable[[], str]) 
         in_shardings=(places, sharding.by_row(mesh)),
         out_shardings=(places, sharding.replicated(mesh)),
         donate_argnums=0,
+        compiler_options=runtime.compiler_options(config.model.dtype, mesh.devices.flat[0].platform),
     )
     log = metrics.Writer(workdir, first, sharding.is_first_host())
     embed = make_embed(config, mesh, places)
@@ -192,7 +193,12 @@ def make_embed(config: Config, mesh: jax.sharding.Mesh, places: Any = None) -> C
         xyz, rgb, count = jax.lax.with_sharding_constraint((xyz, rgb, count), rows)
         return unit(weights, *dequantize(xyz, rgb), count)
 
-    return jax.jit(embed, in_shardings=(weights_at, rows, rows, rows), out_shardings=whole)
+    return jax.jit(
+        embed,
+        in_shardings=(weights_at, rows, rows, rows),
+        out_shardings=whole,
+        compiler_options=runtime.compiler_options(config.model.dtype, mesh.devices.flat[0].platform),
+    )
 
 
 def _evaluate(job: _Job, train_state: state.TrainState, final: bool = False) -> None:

@@ -1,22 +1,50 @@
 """What is settled before JAX starts."""
 
-import os
+from importlib.metadata import version
 
+import jax
 import numpy as np
 import pytest
 
 import openshape_jax
 from openshape_jax import runtime
 
+YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
+PRODUCTS = ["INDIVIDUAL_DOT", "INDIVIDUAL_CONVOLUTION"]
 
-@pytest.mark.parametrize(("version", "added"), [("0.10.2", False), ("0.12.0.1", True)])
-def test_sums_are_xlas_own_where_others_are_wrong(version, added, monkeypatch):
+
+@pytest.mark.parametrize(
+    ("version", "flags", "dtype", "platform", "kinds"),
+    [
+        ("0.12.0.1", f"--{YNNPACK}=-reduce", "float32", "cpu", [*PRODUCTS, "REDUCE"]),
+        ("0.12.0.1", "", "bfloat16", "cpu", PRODUCTS),
+        ("0.12.0.1", f"--{YNNPACK}=dot", "float32", "cpu", None),
+        ("0.12.0.1", "", "bfloat16", "gpu", None),
+        ("0.10.2", "", "float32", "cpu", None),
+    ],
+)  # fmt: skip
+def test_sums_in_bfloat16_are_xlas_own(version, flags, dtype, platform, kinds, monkeypatch):
     monkeypatch.setattr(runtime, "version", lambda _: version)
-    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")
-    runtime.keep_sums_right()
-    runtime.keep_sums_right()
-    flags = os.environ["XLA_FLAGS"].split()
-    assert flags == ["--xla_dump_to=x"] + ["--xla_cpu_experimental_ynn_fusion_type=-reduce"] * added
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    options = runtime.compiler_options(dtype, platform)
+    assert options == (kinds and {YNNPACK: ",".join(f"LIBRARY_FUSION_TYPE_{kind}" for kind in kinds)})
+
+
+@pytest.mark.skipif(version("jaxlib").startswith("0.10."), reason="this jaxlib has no such option")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_products_before_a_maximum_are_right_with_the_options(dtype):
+    x = jax.random.normal(jax.random.key(0), (2048, 64), dtype)
+    kernels = list(jax.random.normal(jax.random.key(1), (3, 64, 64), dtype))
+
+    def chain(x, kernels):
+        for kernel in kernels:
+            x = jax.nn.relu(x @ kernel)
+        return x.max(0)
+
+    options = runtime.compiler_options(dtype, "cpu")
+    got = jax.jit(chain, compiler_options=options)(x, kernels)
+    wanted = chain(*jax.tree.map(lambda a: np.asarray(a, np.float32), (x, kernels)))
+    np.testing.assert_allclose(np.asarray(got, np.float32), wanted, rtol=1e-4 if dtype == "float32" else 0.02)
 
 
 def test_embeddings_that_are_not_finite_are_an_error(trained):

@@ -108,9 +108,11 @@ class Ours:
             updates, opt_state = tx.update(grads, opt_state, params)
             return optax.apply_updates(params, updates), stats, opt_state
 
+        options = runtime.compiler_options(c.dtype, jax.default_backend())
         forward = jax.jit(
             lambda p, s, x, r: models.apply(c, p, s, x, r)[0],
             in_shardings=(whole, whole, rows, rows),
+            compiler_options=options,
         )
         self._forward = forward.lower(self.params, self.stats, xyz, rgb).compile()
         lowered = jax.jit(
@@ -118,6 +120,7 @@ class Ours:
             donate_argnums=(0, 1, 2),
             in_shardings=(whole,) * 3 + (rows,) * 2,
             out_shardings=whole,
+            compiler_options=options,
         ).lower(self.params, self.stats, self.opt_state, xyz, rgb)
         start = time.perf_counter()
         self._step = lowered.compile()

@@ -19,8 +19,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from openshape_jax.config import ModelConfig
-from openshape_jax.models.transformer import Transformer, dense, uniform
+from openshape_jax.models.transformer import Transformer, uniform
 from openshape_jax.ops import ball_query, farthest_point_sampling, gather
+from openshape_jax.ops.dense import dense
 from openshape_jax.ops.norm import EPS, layer_norm
 from openshape_jax.ops.patch import member_order, patch_features, patch_kernel, patch_training_fused
 from openshape_jax.ops.patch_passes import chunk, unchunk

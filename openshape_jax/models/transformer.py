@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from openshape_jax.config import ModelConfig
 from openshape_jax.ops import gelu
 from openshape_jax.ops.attention import HEAD_DIM, first_attention, pair_heads, pairs_heads, self_attention
+from openshape_jax.ops.dense import add_bias, dense
 from openshape_jax.ops.norm import add, add_norm, norm_kernel
 from openshape_jax.ops.placement import platform, split_rows
 
@@ -158,20 +159,10 @@ class _Form:
         """(what is added to the rows, the bias that it still lacks)"""
         if self.late_bias:
             return product, bias
-        made = product + bias.astype(product.dtype)
+        made = add_bias(product, bias)
         if path is None:
             return made, None
         return made * jnp.repeat(path.astype(made.dtype), len(made) // self.clouds)[:, None], None
-
-
-def dense(
-    x: Float[Array, "... F"], kernel: Float[Array, "F G"], bias: Float[Array, " G"] | None = None
-) -> Float[Array, "... G"]:
-    """x W + b in x's type, with leading axes flattened."""
-    y = x.reshape(-1, x.shape[-1]) @ kernel.astype(x.dtype)
-    if bias is not None:
-        y = y + bias.astype(x.dtype)
-    return y.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 @jax.custom_vjp
