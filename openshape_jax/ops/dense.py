@@ -37,7 +37,7 @@ def _parts(x: Float[Array, "R F"]) -> int:
     """
     if x.dtype != jnp.bfloat16 or platform(x) != "cpu" or batch_axes(x)[2] > 1:
         return 0
-    least = -(-len(x) // MOST)
+    least = max(-(-len(x) // MOST), 2)  # a loop of one turn is none to XLA
     fitting = (n for n in range(least, len(x) // FEWEST + 1) if len(x) % n == 0)
     return next(fitting, 0)
 
