@@ -19,6 +19,7 @@ PRODUCTS = ["INDIVIDUAL_DOT", "INDIVIDUAL_CONVOLUTION"]
         ("0.12.0.1", f"--{YNNPACK}=-reduce", "float32", "cpu", [*PRODUCTS, "REDUCE"]),
         ("0.12.0.1", "", "bfloat16", "cpu", PRODUCTS),
         ("0.12.0.1", f"--{YNNPACK}=dot", "float32", "cpu", None),
+        ("0.12.0.1", f"--{YNNPACK}=-reduce,-individual_dot", "float32", "cpu", None),
         ("0.12.0.1", "", "bfloat16", "gpu", None),
         ("0.10.2", "", "float32", "cpu", None),
     ],

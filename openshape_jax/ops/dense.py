@@ -30,7 +30,7 @@ def add_bias(x: Float[Array, "R F"], bias: Float[Array, " F"]) -> Float[Array, "
 
 
 def _parts(x: Float[Array, "R F"]) -> int:
-    """In how many parts the rows of x are turned; 0: x is not for a CPU's matrix units, or not of one device.
+    """In how many parts the rows of x are turned; 0: not in bfloat16, on a CPU or of one device.
 
     From jaxlib 0.11 on XLA multiplies bfloat16 in matrix units (Intel's AMX), but only what need not be
     turned: x' g of a weight's gradient would be made in float32, at a quarter of the rate.
@@ -52,16 +52,16 @@ def _product_backward(kept: tuple[Array, Array], g: Array) -> tuple[Array, Array
     # W' by its axes alone: turned first, it would be one more product in float32.
     to_x = jax.lax.dot_general(g, kernel.astype(g.dtype), (((1,), (1,)), ((), ())))
     # The narrower factor is turned.
-    to_kernel = _outer(x, g) if x.shape[1] <= g.shape[1] else _outer(g, x).T
+    parts = _parts(x)
+    to_kernel = _outer(x, g, parts) if x.shape[1] <= g.shape[1] else _outer(g, x, parts).T
     return to_x, to_kernel.astype(kernel.dtype)
 
 
 _product.defvjp(lambda x, kernel: (_product(x, kernel), (x, kernel)), _product_backward)
 
 
-def _outer(a: Float[Array, "R F"], b: Float[Array, "R G"]) -> Float[Array, "F G"]:
+def _outer(a: Float[Array, "R F"], b: Float[Array, "R G"], parts: int) -> Float[Array, "F G"]:
     """a' b in float32. The parts of a are turned in a loop: XLA does not see that they go to a product."""
-    parts = _parts(a)
     turned = jax.lax.map(jnp.transpose, a.reshape(parts, -1, a.shape[1]))
 
     def more(total: Array, part: tuple[Array, Array]) -> tuple[Array, None]:
@@ -77,6 +77,7 @@ def _add_bias(x: Array, bias: Array) -> Array:
 
 
 def _add_bias_backward(bias: Array, g: Array) -> tuple[Array, Array]:
+    # In float32 this would be wrong: see YNNPACK in runtime.py.
     total = jnp.matmul(jnp.ones((ONES, len(g)), g.dtype), g, preferred_element_type=jnp.float32)[0]
     return g, total.astype(bias.dtype)
 
