@@ -99,7 +99,7 @@ def _run(config: Config, workdir: Path, again: str, stopped: Callable[[], str]) 
         in_shardings=(places, sharding.by_row(mesh)),
         out_shardings=(places, sharding.replicated(mesh)),
         donate_argnums=0,
-        compiler_options=runtime.compiler_options(config.model.dtype, mesh.devices.flat[0].platform),
+        compiler_options=_compiler_options(config, mesh),
     )
     log = metrics.Writer(workdir, first, sharding.is_first_host())
     embed = make_embed(config, mesh, places)
@@ -178,6 +178,10 @@ def _stop_if_asked(job: _Job, train_state: state.TrainState, signalled: bool = F
         )
 
 
+def _compiler_options(config: Config, mesh: jax.sharding.Mesh) -> dict[str, str] | None:
+    return runtime.compiler_options(config.model.dtype, mesh.devices.flat[0].platform)
+
+
 def make_embed(config: Config, mesh: jax.sharding.Mesh, places: Any = None) -> Callable[..., Any]:
     """A function (weights, xyz codes, rgb codes, counts) -> (B, D) unit vectors, rows split over the mesh.
 
@@ -197,7 +201,7 @@ def make_embed(config: Config, mesh: jax.sharding.Mesh, places: Any = None) -> C
         embed,
         in_shardings=(weights_at, rows, rows, rows),
         out_shardings=whole,
-        compiler_options=runtime.compiler_options(config.model.dtype, mesh.devices.flat[0].platform),
+        compiler_options=_compiler_options(config, mesh),
     )
 
 
