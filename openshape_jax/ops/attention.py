@@ -31,7 +31,8 @@ def attention(
     if q.dtype in HALF and has_kernels("cuda"):
         return jax.lax.platform_dependent(q, k, v, cuda=_cudnn, default=plain)
     if platform(q) == "cpu" and q.shape[1] >= LONG:
-        return head_by_head(q, k, v)
+        columns = (x.reshape(*x.shape[:2], -1) for x in (q, k, v))
+        return head_by_head(q.shape[2], jnp.concatenate([*columns], -1)).reshape(q.shape)
     return plain(q, k, v)
 
 
@@ -65,6 +66,8 @@ def self_attention(
     fits = qkv.dtype in HALF and width == 3 * HEAD_DIM * heads and 1 < tokens == t
     if fits and gpu_kernels(qkv):
         return _gpu(qkv)
+    if tokens == t >= LONG and platform(qkv) == "cpu":
+        return head_by_head(heads, qkv)
     q, k, v = jnp.moveaxis(qkv[:, :tokens].reshape(b, tokens, 3, heads, -1), 2, 0)
     out = attention(q, k, v).reshape(b, tokens, -1)
     return out if t == tokens else jnp.pad(out, ((0, 0), (0, t - tokens), (0, 0)))
@@ -121,45 +124,76 @@ def plain(q: Array, k: Array, v: Array) -> Array:
     return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
 
 
-def head_by_head(q: Array, k: Array, v: Array) -> Array:
-    """The same, one head at a time; the batch axis stays whole, so it may be split over devices."""
-    heads = jax.lax.map(lambda qkv: _one_head(*qkv), tuple(jnp.moveaxis(x, 2, 0) for x in (q, k, v)))
-    return jnp.moveaxis(heads, 0, 2)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def head_by_head(heads: int, qkv: Float[Array, "B T 3HD"]) -> Float[Array, "B T HD"]:
+    """The same of the columns (3, heads, D), one head at a time.
+
+    A head's columns are taken from and put into the whole: heads in front would be two copies of everything.
+    The batch axis stays whole, so it may be split over devices.
+    """
+    return _forward(heads, qkv)[0]
 
 
-@jax.custom_vjp
-def _one_head(q: Float[Array, "B T D"], k: Array, v: Array) -> Float[Array, "B T D"]:
-    return _forward(q, k, v)[0]
-
-
-def _forward(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, ...]]:
+def _forward(heads: int, qkv: Array) -> tuple[Array, tuple[Array, ...]]:
     """(output, what the gradients need): the weights are not kept, only the logarithm of their sums."""
-    logits = _product(q, _turn(k)) * q.shape[-1] ** -0.5
-    top = logits.max(-1, keepdims=True)
-    weights = jnp.exp(logits - top)
-    total = weights.sum(-1, keepdims=True)
-    out = (_product(weights.astype(v.dtype), v) / total).astype(q.dtype)
-    return out, (q, k, v, out, (top + jnp.log(total))[..., 0])
+    b, t, columns = qkv.shape
+    width = columns // (3 * heads)
+
+    def head(out: Array, i: Array) -> tuple[Array, Array]:
+        q, k, v = (_take(qkv, width, i + part * heads) for part in range(3))
+        logits = _product(_scaled(q), _turn(k))
+        top = logits.max(-1, keepdims=True)
+        weights = jnp.exp(logits - top)
+        total = weights.sum(-1, keepdims=True)
+        mixed = _product(weights.astype(v.dtype), v) / total
+        return _put(out, mixed, i), (top + jnp.log(total))[..., 0]
+
+    out = jnp.zeros((b, t, heads * width), qkv.dtype)
+    out, log_totals = jax.lax.scan(head, out, jnp.arange(heads))
+    return out, (qkv, out, log_totals)
 
 
-def _backward(kept: tuple[Array, ...], g: Array) -> tuple[Array, Array, Array]:
-    """The gradients, as in FlashAttention (arXiv 2205.14135, appendix B.2) but for the whole head at once.
+def _backward(heads: int, kept: tuple[Array, ...], g: Array) -> tuple[Array]:
+    """The gradients, as in FlashAttention (arXiv 2205.14135, appendix B.2) but for a whole head at once.
 
     Everything of size (T, T) is made transposed, keys first: then no product has to turn one of them, which
     takes a CPU as long as the product itself.
     """
-    q, k, v, out, log_total = kept
-    scale = q.shape[-1] ** -0.5
-    weights = jnp.exp(_product(k, _turn(q)) * scale - log_total[:, None, :])  # (B, keys, queries)
-    dv = _product(weights.astype(g.dtype), g)
-    inner = (g.astype(jnp.float32) * out).sum(-1)[:, None, :]
-    d_logits = (weights * (_product(v, _turn(g)) - inner) * scale).astype(q.dtype)
-    dk = _product(d_logits, q)
-    dq = _turn(_product(_turn(k), d_logits))
-    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
+    qkv, out, log_totals = kept
+    width = out.shape[2] // heads
+
+    def head(slopes: Array, now: tuple[Array, Array]) -> tuple[Array, None]:
+        i, log_total = now
+        q, k, v = (_take(qkv, width, i + part * heads) for part in range(3))
+        q, mixed, slope = _scaled(q), _take(out, width, i), _take(g, width, i)
+        weights = jnp.exp(_product(k, _turn(q)) - log_total[:, None, :])  # (B, keys, queries)
+        dv = _product(weights.astype(g.dtype), slope)
+        inner = (slope.astype(jnp.float32) * mixed).sum(-1)[:, None, :]
+        d_logits = (weights * (_product(v, _turn(slope)) - inner)).astype(q.dtype)
+        dk = _product(d_logits, q)
+        dq = _turn(_product(_turn(k), d_logits)) * q.shape[-1] ** -0.5
+        for part, slope in enumerate((dq, dk, dv)):
+            slopes = _put(slopes, slope, i + part * heads)
+        return slopes, None
+
+    return (jax.lax.scan(head, jnp.zeros_like(qkv), (jnp.arange(heads), log_totals))[0],)
 
 
-_one_head.defvjp(_forward, _backward)
+head_by_head.defvjp(_forward, _backward)
+
+
+def _take(x: Float[Array, "B T NHD"], width: int, place: Array) -> Float[Array, "B T D"]:
+    """The columns of one head, D = width."""
+    return jax.lax.dynamic_slice_in_dim(x, place * width, width, 2)
+
+
+def _put(x: Float[Array, "B T NHD"], head: Float[Array, "B T D"], place: Array) -> Float[Array, "B T NHD"]:
+    """x with the columns of one head set."""
+    return jax.lax.dynamic_update_slice_in_dim(x, head.astype(x.dtype), place * head.shape[2], 2)
+
+
+def _scaled(q: Array) -> Array:
+    return q * q.shape[-1] ** -0.5
 
 
 def _turn(x: Array) -> Array:
