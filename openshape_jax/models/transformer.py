@@ -152,7 +152,8 @@ class _Form:
             h = _apart(dense(x, up, up_bias))
             product = jax.checkpoint(lambda h, down: dense(gelu.exact(h), down))(h, down)
         else:
-            product = dense(jax.checkpoint(gelu.exact)(dense(x, up, up_bias)), down)
+            active = jax.checkpoint(lambda h, bias: gelu.exact(add_bias(h, bias)))
+            product = dense(active(dense(x, up), up_bias), down)
         return self.branch(product, bias, path)
 
     def branch(self, product: Array, bias: Array, path: Float[Array, B] | None) -> tuple[Array, Array | None]:
