@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -59,9 +58,7 @@ class Model:
         self.image_proj: dict[str, Any] | None = weights.get("image_proj")
         self._weights = jax.device_put(weights)
         views = int(metadata["views"])
-        jit = functools.partial(
-            jax.jit, compiler_options=runtime.compiler_options(self.config.dtype, jax.default_backend())
-        )
+        jit = runtime.jit_of_model(self.config.dtype)
         self._embed = jit(state.make_embed(self.config, views))
         self._embed_as_is = jit(state.make_embed(self.config, views, normalized=False))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -89,8 +88,7 @@ class Clip:
         self._mesh = mesh
         self._params = jax.device_put(params, None if mesh is None else sharding.of_state(params, mesh))
         self._find_tokenizer, self._tokenizer = tokenizer_folder, None
-        options = runtime.compiler_options(config.dtype, jax.default_backend())
-        jit = functools.partial(jax.jit, compiler_options=options)
+        jit = runtime.jit_of_model(config.dtype)
         self._text = jit(lambda params, ids: model.encode_text(config, params, ids))
         self._image = jit(lambda params, pixels: model.encode_image(config, params, pixels))
 

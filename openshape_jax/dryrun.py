@@ -247,12 +247,7 @@ def compile_step(config: Config, devices: list[Any], topology: str = "") -> tupl
     mesh = sharding.make_mesh(sharding.choose_fsdp(config.fsdp, count, hosts.count(hosts[0])), devices)
     sharding.check_batch_size(config.batch_size, mesh, config.model.microbatches)
     places, rows = sharding.of_state(shapes, mesh), sharding.by_row(mesh)
-    step = jax.jit(
-        state.make_train_step(config),
-        in_shardings=(places, rows),
-        out_shardings=(places, sharding.replicated(mesh)),
-        donate_argnums=0,
-    )
+    step = state.jit_train_step(config, mesh, places)
 
     def placed(shape: Any, place: Any) -> Any:
         return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import platform
 import sys
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 # XLA's own order of operations on CPUs lets independent ones run side by side: that gains nothing on few
 # cores and takes a third more memory (experiments/encoder_speed). Only the process-wide flag has an effect.
@@ -44,6 +46,18 @@ def prepare(cpu_devices: int = 1) -> None:
     keep_freed_memory()
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
+
+
+def jit_of_model(dtype: str, platform: str | None = None) -> Callable[..., Any]:
+    """`jax.jit` for all programs with a model of this type, with `compiler_options`.
+
+    Args:
+      platform: of the devices; None: JAX's default.
+    """
+    import jax
+
+    options = compiler_options(dtype, platform or jax.default_backend())
+    return functools.partial(jax.jit, compiler_options=options)
 
 
 def compiler_options(dtype: str, platform: str) -> dict[str, str] | None:

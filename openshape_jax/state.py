@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from openshape_jax import losses, models, optim, relations
@@ -19,6 +20,8 @@ from openshape_jax.augment import augment, dequantize, rotation, shuffle, unit_s
 from openshape_jax.config import Config, ModelConfig
 from openshape_jax.data.targets import MAX_TEXTS
 from openshape_jax.ops.placement import split_rows
+from openshape_jax.runtime import jit_of_model
+from openshape_jax.sharding import by_row, replicated
 
 Batch = dict[str, Array]
 Metrics = dict[str, Array]
@@ -163,6 +166,20 @@ def draw_paths(key: Array, config: ModelConfig, batch_size: int) -> Float[Array,
         return None
     kept = 1 - jnp.linspace(0, config.drop_path, config.depth)[:, None, None]
     return jax.random.bernoulli(key, kept, (config.depth, 2, batch_size)) / kept
+
+
+def jit_train_step(config: Config, mesh: Mesh, places: Any) -> Callable[..., Any]:
+    """The compiled `make_train_step` for a mesh's devices, which gives the state's memory to the next.
+
+    Args:
+      places: shardings of a state (`sharding.of_state`).
+    """
+    return jit_of_model(config.model.dtype, mesh.devices.flat[0].platform)(
+        make_train_step(config),
+        in_shardings=(places, by_row(mesh)),
+        out_shardings=(places, replicated(mesh)),
+        donate_argnums=0,
+    )
 
 
 def make_train_step(config: Config) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:

@@ -94,13 +94,7 @@ def _run(config: Config, workdir: Path, again: str, stopped: Callable[[], str]) 
         checkpoint.claim_workdir(workdir, config)
     train_state = train_state if restored is None else restored
     first = int(train_state.step)
-    step_fn = jax.jit(
-        state.make_train_step(config),
-        in_shardings=(places, sharding.by_row(mesh)),
-        out_shardings=(places, sharding.replicated(mesh)),
-        donate_argnums=0,
-        compiler_options=_compiler_options(config, mesh),
-    )
+    step_fn = state.jit_train_step(config, mesh, places)
     log = metrics.Writer(workdir, first, sharding.is_first_host())
     embed = make_embed(config, mesh, places)
     job = _Job(config, workdir, mesh, step_fn, embed, evaluators, saves, log, again, stopped, space)
@@ -178,10 +172,6 @@ def _stop_if_asked(job: _Job, train_state: state.TrainState, signalled: bool = F
         )
 
 
-def _compiler_options(config: Config, mesh: jax.sharding.Mesh) -> dict[str, str] | None:
-    return runtime.compiler_options(config.model.dtype, mesh.devices.flat[0].platform)
-
-
 def make_embed(config: Config, mesh: jax.sharding.Mesh, places: Any = None) -> Callable[..., Any]:
     """A function (weights, xyz codes, rgb codes, counts) -> (B, D) unit vectors, rows split over the mesh.
 
@@ -197,12 +187,8 @@ def make_embed(config: Config, mesh: jax.sharding.Mesh, places: Any = None) -> C
         xyz, rgb, count = jax.lax.with_sharding_constraint((xyz, rgb, count), rows)
         return unit(weights, *dequantize(xyz, rgb), count)
 
-    return jax.jit(
-        embed,
-        in_shardings=(weights_at, rows, rows, rows),
-        out_shardings=whole,
-        compiler_options=_compiler_options(config, mesh),
-    )
+    jit = runtime.jit_of_model(config.model.dtype, mesh.devices.flat[0].platform)
+    return jit(embed, in_shardings=(weights_at, rows, rows, rows), out_shardings=whole)
 
 
 def _evaluate(job: _Job, train_state: state.TrainState, final: bool = False) -> None:

@@ -25,7 +25,7 @@ def draw(tokens, dtype=np.float32):
 
 
 def by_head(q, k, v):
-    columns = jnp.concatenate([x.reshape(*x.shape[:2], -1) for x in (q, k, v)], -1)
+    columns = jnp.stack((q, k, v), 2).reshape(*q.shape[:2], -1)
     return head_by_head(q.shape[2], columns).reshape(q.shape)
 
 

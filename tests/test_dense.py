@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from openshape_jax import sharding
 from openshape_jax.ops import dense
 
 
@@ -17,15 +18,26 @@ def plain(x, kernel, bias):
 
 
 @pytest.mark.parametrize(
-    ("rows", "parts", "features", "width"),
-    [(2310, 3, 96, 160), (2310, 3, 160, 96), (1024, 2, 99, 256), (200, 0, 96, 160)],
+    ("rows", "parts", "features", "width", "devices"),
+    [
+        (2310, 3, 96, 160, 1),
+        (2310, 3, 160, 96, 1),
+        (1024, 2, 99, 256, 1),
+        (200, 0, 96, 160, 1),
+        (7, 0, 96, 160, 1),
+        (2048, 0, 96, 160, 8),  # the devices' shares need not be whole parts
+    ],
 )
-def test_gradients_in_parts_are_those_of_the_definition(rows, parts, features, width):
+def test_gradients_are_those_of_the_definition(rows, parts, features, width, devices):
     keys = jax.random.split(jax.random.key(0), 4)
     x = jax.random.normal(keys[0], (rows, features), jnp.bfloat16)
     kernel = jax.random.normal(keys[1], (features, width)) / features**0.5
     bias, wanted = jax.random.normal(keys[2], (width,)), jax.random.normal(keys[3], (len(x), width))
-    assert dense._parts(x) == parts
+    if devices > 1:
+        x = jax.device_put(x, sharding.by_row(sharding.make_mesh()))
+    found = []
+    jax.jit(lambda x: found.append(dense._parts(x))).lower(x)
+    assert found == [parts]
     slopes = jax.jit(jax.grad(loss, argnums=(1, 2, 3)), static_argnums=0)
     got = slopes(dense.dense, x, kernel, bias, wanted)
     exact = slopes(plain, x.astype(jnp.float32), kernel, bias, wanted)

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 import openshape_jax
-from openshape_jax import runtime
+from openshape_jax import runtime, sharding, state, train
+from tests.small_run import small
+from tests.test_clip import TRANSFORMERS
 
 YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
 PRODUCTS = ["INDIVIDUAL_DOT", "INDIVIDUAL_CONVOLUTION"]
@@ -43,6 +45,18 @@ def test_products_before_a_maximum_are_right_with_the_options(dtype):
     got = jax.jit(chain, compiler_options=options)(x, kernels)
     wanted = chain(*jax.tree.map(lambda a: np.asarray(a, np.float32), (x, kernels)))
     np.testing.assert_allclose(np.asarray(got, np.float32), wanted, rtol=1e-4 if dtype == "float32" else 0.02)
+
+
+def test_all_programs_with_a_model_get_the_options(trained, monkeypatch):
+    asked = []
+    monkeypatch.setattr(runtime, "compiler_options", lambda *which: asked.append(which))
+    openshape_jax.load(trained)
+    openshape_jax.load_clip(TRANSFORMERS)
+    assert asked == [("float32", "cpu")] * 2
+    config, mesh = small("nowhere", "model.dtype=bfloat16"), sharding.make_mesh()
+    train.make_embed(config, mesh)
+    state.jit_train_step(config, mesh, sharding.replicated(mesh))
+    assert asked[2:] == [("bfloat16", "cpu")] * 2
 
 
 def test_embeddings_that_are_not_finite_are_an_error(trained):

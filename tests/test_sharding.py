@@ -43,12 +43,7 @@ def stepwise(
     mesh = sharding.make_mesh(config.fsdp, jax.devices()[:devices])
     places = sharding.of_state(jax.eval_shape(lambda: state.init(config)), mesh)
     now = jax.jit(lambda: state.init(config), out_shardings=places)()
-    step = jax.jit(
-        state.make_train_step(config),
-        in_shardings=(places, sharding.by_row(mesh)),
-        out_shardings=(places, sharding.replicated(mesh)),
-        donate_argnums=0,
-    )
+    step = state.jit_train_step(config, mesh, places)
     seen = []
     for rows in batches:
         now, values = step(now, sharding.put_batch(rows, mesh))

@@ -108,19 +108,17 @@ class Ours:
             updates, opt_state = tx.update(grads, opt_state, params)
             return optax.apply_updates(params, updates), stats, opt_state
 
-        options = runtime.compiler_options(c.dtype, jax.default_backend())
-        forward = jax.jit(
+        jit = runtime.jit_of_model(c.dtype)
+        forward = jit(
             lambda p, s, x, r: models.apply(c, p, s, x, r)[0],
             in_shardings=(whole, whole, rows, rows),
-            compiler_options=options,
         )
         self._forward = forward.lower(self.params, self.stats, xyz, rgb).compile()
-        lowered = jax.jit(
+        lowered = jit(
             step,
             donate_argnums=(0, 1, 2),
             in_shardings=(whole,) * 3 + (rows,) * 2,
             out_shardings=whole,
-            compiler_options=options,
         ).lower(self.params, self.stats, self.opt_state, xyz, rgb)
         start = time.perf_counter()
         self._step = lowered.compile()
@@ -146,13 +144,13 @@ def split(c: ModelConfig, xyz: jax.Array, rgb: jax.Array, repeats: int) -> dict[
     """Seconds of the parts of a forward pass, each as a program of its own."""
     from flax import nnx
 
-    model = models.build(c, nnx.Rngs(0))
-    sample = jax.jit(jax.vmap(lambda x: farthest_point_sampling(x, c.patches)))
+    model, jit = models.build(c, nnx.Rngs(0)), runtime.jit_of_model(c.dtype)
+    sample = jit(jax.vmap(lambda x: farthest_point_sampling(x, c.patches)))
     centres = jnp.take_along_axis(xyz, sample(xyz)[..., None], 1)
-    query = jax.jit(jax.vmap(lambda x, s: ball_query(x, s, c.radius, c.nsample)))
-    abstraction = jax.jit(lambda x, r: model.sa(x, r, False)[1])
+    query = jit(jax.vmap(lambda x, s: ball_query(x, s, c.radius, c.nsample)))
+    abstraction = jit(lambda x, r: model.sa(x, r, False)[1])
     tokens = jnp.zeros((len(xyz), c.patches + 1, c.dim), c.dtype)
-    transformer = jax.jit(lambda t: model.transformer(t))
+    transformer = jit(lambda t: model.transformer(t))
     calls = {
         "FPS": lambda: sample(xyz),
         "ball query": lambda: query(xyz, centres),

@@ -6,11 +6,11 @@
     python experiments/train_speed/run.py --config configs/pointbert_l.py --config.batch_size=512 \\
         --config.model.dtype=bfloat16 --repeats 20
 
-The step is that of a real run: state.make_train_step, sharded and donated. Its parts are programs of their
-own, each with its gradients where the step has them, so their sum exceeds the step by what overlaps or is
-fused. Input is the time that the pipeline takes for a batch of the synthetic set, alone; in a run it works
-beside the device. Utilisation is the model's operations (openshape_jax.models.flops) over the time and
-the measured peak, which is that of large matrix products of the same type.
+The step is that of a real run: state.jit_train_step. Its parts are programs of their own, each with its
+gradients where the step has them, so their sum exceeds the step by what overlaps or is fused. Input is the
+time that the pipeline takes for a batch of the synthetic set, alone; in a run it works beside the device.
+Utilisation is the model's operations (openshape_jax.models.flops) over the time and the measured peak, which
+is that of large matrix products of the same type.
 """
 
 from __future__ import annotations
@@ -101,12 +101,7 @@ def whole_step(
     places = sharding.of_state(jax.eval_shape(lambda: state.init(config)), mesh)
     now = [jax.jit(lambda: state.init(config), out_shardings=places)()]
     batch = sharding.put_batch(rows, mesh)
-    step = jax.jit(
-        state.make_train_step(config),
-        in_shardings=(places, sharding.by_row(mesh)),
-        out_shardings=(places, sharding.replicated(mesh)),
-        donate_argnums=0,
-    )
+    step = state.jit_train_step(config, mesh, places)
     step = step.lower(now[0], batch).compile()
 
     def call() -> Any:
@@ -122,8 +117,8 @@ def parts(config: config_lib.Config, mesh: jax.sharding.Mesh, rows: dict) -> dic
     """A call of each part of the step, as a program of its own."""
     c, b = config.model, config.batch_size
     whole, by_row = sharding.replicated(mesh), sharding.by_row(mesh)
-    encoder = models.build(c, nnx.Rngs(0))
-    points = jax.jit(lambda p, q: augment(jax.random.key(0), *dequantize(p, q), config.augment))
+    encoder, jit = models.build(c, nnx.Rngs(0)), runtime.jit_of_model(c.dtype)
+    points = jit(lambda p, q: augment(jax.random.key(0), *dequantize(p, q), config.augment))
     stored = jax.device_put((rows["xyz"], rows["rgb"]), by_row)
     xyz, rgb = points(*stored)
 
@@ -141,7 +136,7 @@ def parts(config: config_lib.Config, mesh: jax.sharding.Mesh, rows: dict) -> dic
         def square(w: Any, others: Any, *a: jax.Array) -> jax.Array:
             return jnp.square(fn(nnx.merge(graph, nnx.State(w), nnx.State(others)), *a)).sum()
 
-        made = jax.jit(jax.grad(square))
+        made = jit(jax.grad(square))
         return lambda *a: made(weights, others, *a)
 
     tokens = jax.device_put(np.zeros((b, (c.train_patches or c.patches) + 1, c.dim), c.dtype), by_row)
@@ -159,13 +154,13 @@ def parts(config: config_lib.Config, mesh: jax.sharding.Mesh, rows: dict) -> dic
 
     tx = optim.optimizer(config.optim, config.steps)
     first = jax.device_put(state.init(config), whole)
-    update = jax.jit(lambda p, o: optax.apply_updates(p, tx.update(jax.tree.map(jnp.ones_like, p), o, p)[0]))
+    update = jit(lambda p, o: optax.apply_updates(p, tx.update(jax.tree.map(jnp.ones_like, p), o, p)[0]))
     calls = {
         "augmentation": points,
-        "FPS and ball query": jax.jit(geometry),
+        "FPS and ball query": jit(geometry),
         "set abstraction, with both": abstraction,
         "transformer": transformer,
-        "loss": jax.jit(jax.grad(loss)),
+        "loss": jit(jax.grad(loss)),
         "update": update,
     }
     inputs = {

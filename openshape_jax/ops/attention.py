@@ -31,8 +31,8 @@ def attention(
     if q.dtype in HALF and has_kernels("cuda"):
         return jax.lax.platform_dependent(q, k, v, cuda=_cudnn, default=plain)
     if platform(q) == "cpu" and q.shape[1] >= LONG:
-        columns = (x.reshape(*x.shape[:2], -1) for x in (q, k, v))
-        return head_by_head(q.shape[2], jnp.concatenate([*columns], -1)).reshape(q.shape)
+        columns = jnp.stack((q, k, v), 2).reshape(*q.shape[:2], -1)
+        return jnp.reshape(head_by_head(q.shape[2], columns), q.shape)
     return plain(q, k, v)
 
 

@@ -26,16 +26,21 @@ def dense(
 
 def add_bias(x: Float[Array, "R F"], bias: Float[Array, " F"]) -> Float[Array, "R F"]:
     """x + b in x's type."""
-    return _add_bias(x, bias) if _parts(x) else x + bias.astype(x.dtype)
+    return _add_bias(x, bias) if _for_matrix_units(x) else x + bias.astype(x.dtype)
+
+
+def _for_matrix_units(x: Float[Array, "R F"]) -> bool:
+    """Whether x is bfloat16 on a CPU, and of one device.
+
+    From jaxlib 0.11 on XLA multiplies that in matrix units (Intel's AMX), but only what need not be turned:
+    x' g of a weight's gradient would be made in float32, at a quarter of the rate.
+    """
+    return x.dtype == jnp.bfloat16 and platform(x) == "cpu" and batch_axes(x)[2] == 1
 
 
 def _parts(x: Float[Array, "R F"]) -> int:
-    """In how many parts the rows of x are turned; 0: not in bfloat16, on a CPU or of one device.
-
-    From jaxlib 0.11 on XLA multiplies bfloat16 in matrix units (Intel's AMX), but only what need not be
-    turned: x' g of a weight's gradient would be made in float32, at a quarter of the rate.
-    """
-    if x.dtype != jnp.bfloat16 or platform(x) != "cpu" or batch_axes(x)[2] > 1:
+    """In how many parts the rows of x are turned; 0: not at all."""
+    if not _for_matrix_units(x):
         return 0
     least = max(-(-len(x) // MOST), 2)  # a loop of one turn is none to XLA
     fitting = (n for n in range(least, len(x) // FEWEST + 1) if len(x) % n == 0)
