@@ -10,7 +10,8 @@ import pytest
 from openshape_jax.data import workers
 
 SLEEPERS = """
-import time
+import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell runs in the background ignores it
 from openshape_jax.data import workers
 for item, _ in workers.in_processes(time.sleep, [0, 100, 100], 2):
     print("did", item, flush=True)
