@@ -34,7 +34,7 @@ class ModelConfig:
     train_patches: int = 0  # random patches kept in a training step; 0: all (departure from OpenShape)
     embed_dim: int = 1280  # D: the width of the CLIP space
     project: bool = True  # False: the class token is the embedding (demo B/32)
-    dtype: str = "float32"  # compute type; "bfloat16" pays on accelerators, and on CPUs with AMX
+    dtype: str = "float32"  # compute type; "bfloat16" pays on accelerators; on CPUs see the README
     remat: bool = False  # recompute block activations in the backward pass to save memory
     remat_policy: str = "nothing"  # what is kept of a block then: "nothing" or "dots" (products of matrices)
     # Parts in which the transformer takes each device's share of a training batch: its memory is that of one

@@ -1,4 +1,5 @@
-"""What must be settled before JAX starts: CPU devices, allocator, compilation cache, the cluster."""
+"""What must be settled before JAX starts (CPU devices, allocator, compilation cache, the cluster), and how a
+model's programs are compiled."""
 
 from __future__ import annotations
 

@@ -169,7 +169,7 @@ def draw_paths(key: Array, config: ModelConfig, batch_size: int) -> Float[Array,
 
 
 def jit_train_step(config: Config, mesh: Mesh, places: Any) -> Callable[..., Any]:
-    """The compiled `make_train_step` for a mesh's devices, which gives the state's memory to the next.
+    """`jax.jit` of `make_train_step` for a mesh's devices; the state that it is given is donated.
 
     Args:
       places: shardings of a state (`sharding.of_state`).

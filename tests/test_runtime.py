@@ -48,15 +48,16 @@ def test_products_before_a_maximum_are_right_with_the_options(dtype):
 
 
 def test_all_programs_with_a_model_get_the_options(trained, monkeypatch):
-    asked = []
-    monkeypatch.setattr(runtime, "compiler_options", lambda *which: asked.append(which))
+    made = []
+    monkeypatch.setattr(runtime, "compiler_options", lambda *which: {"for": which})
+    monkeypatch.setattr(jax, "jit", lambda fn, compiler_options=None, **_: made.append(compiler_options))
     openshape_jax.load(trained)
     openshape_jax.load_clip(TRANSFORMERS)
-    assert asked == [("float32", "cpu")] * 2
+    assert made == [{"for": ("float32", "cpu")}] * 4  # unit vectors and others, texts and images
     config, mesh = small("nowhere", "model.dtype=bfloat16"), sharding.make_mesh()
     train.make_embed(config, mesh)
     state.jit_train_step(config, mesh, sharding.replicated(mesh))
-    assert asked[2:] == [("bfloat16", "cpu")] * 2
+    assert made[4:] == [{"for": ("bfloat16", "cpu")}] * 2
 
 
 def test_embeddings_that_are_not_finite_are_an_error(trained):

@@ -136,19 +136,18 @@ def head_by_head(heads: int, qkv: Float[Array, "B T 3HD"]) -> Float[Array, "B T 
 
 def _forward(heads: int, qkv: Array) -> tuple[Array, tuple[Array, ...]]:
     """(output, what the gradients need): the weights are not kept, only the logarithm of their sums."""
-    b, t, columns = qkv.shape
-    width = columns // (3 * heads)
+    width = qkv.shape[2] // (3 * heads)
 
     def head(out: Array, i: Array) -> tuple[Array, Array]:
         q, k, v = (_take(qkv, width, i + part * heads) for part in range(3))
-        logits = _product(_scaled(q), _turn(k))
+        logits = _product(q, _turn(k)) * width**-0.5
         top = logits.max(-1, keepdims=True)
         weights = jnp.exp(logits - top)
         total = weights.sum(-1, keepdims=True)
         mixed = _product(weights.astype(v.dtype), v) / total
         return _put(out, mixed, i), (top + jnp.log(total))[..., 0]
 
-    out = jnp.zeros((b, t, heads * width), qkv.dtype)
+    out = jnp.zeros_like(qkv[..., : heads * width])
     out, log_totals = jax.lax.scan(head, out, jnp.arange(heads))
     return out, (qkv, out, log_totals)
 
@@ -161,17 +160,18 @@ def _backward(heads: int, kept: tuple[Array, ...], g: Array) -> tuple[Array]:
     """
     qkv, out, log_totals = kept
     width = out.shape[2] // heads
+    scale = width**-0.5
 
     def head(slopes: Array, now: tuple[Array, Array]) -> tuple[Array, None]:
         i, log_total = now
         q, k, v = (_take(qkv, width, i + part * heads) for part in range(3))
-        q, mixed, slope = _scaled(q), _take(out, width, i), _take(g, width, i)
-        weights = jnp.exp(_product(k, _turn(q)) - log_total[:, None, :])  # (B, keys, queries)
+        mixed, slope = _take(out, width, i), _take(g, width, i)
+        weights = jnp.exp(_product(k, _turn(q)) * scale - log_total[:, None, :])  # (B, keys, queries)
         dv = _product(weights.astype(g.dtype), slope)
         inner = (slope.astype(jnp.float32) * mixed).sum(-1)[:, None, :]
-        d_logits = (weights * (_product(v, _turn(slope)) - inner)).astype(q.dtype)
+        d_logits = (weights * (_product(v, _turn(slope)) - inner) * scale).astype(q.dtype)
         dk = _product(d_logits, q)
-        dq = _turn(_product(_turn(k), d_logits)) * q.shape[-1] ** -0.5
+        dq = _turn(_product(_turn(k), d_logits))
         for part, slope in enumerate((dq, dk, dv)):
             slopes = _put(slopes, slope, i + part * heads)
         return slopes, None
@@ -190,10 +190,6 @@ def _take(x: Float[Array, "B T NHD"], width: int, place: Array) -> Float[Array, 
 def _put(x: Float[Array, "B T NHD"], head: Float[Array, "B T D"], place: Array) -> Float[Array, "B T NHD"]:
     """x with the columns of one head set."""
     return jax.lax.dynamic_update_slice_in_dim(x, head.astype(x.dtype), place * head.shape[2], 2)
-
-
-def _scaled(q: Array) -> Array:
-    return q * q.shape[-1] ** -0.5
 
 
 def _turn(x: Array) -> Array:
