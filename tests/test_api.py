@@ -162,6 +162,12 @@ def test_labelled_files_whose_arrays_do_not_fit(tmp_path, changed, message):
         read_npz(str(tmp_path / "set.npz"))
 
 
+def test_a_labelled_file_says_all_arrays_that_it_lacks(tmp_path):
+    np.savez(tmp_path / "set.npz", xyz=np.zeros((3, 5, 3)), labels=np.arange(3))
+    with pytest.raises(ValueError, match="has no array label, classes; it has xyz, labels. xyz, label and"):
+        read_npz(str(tmp_path / "set.npz"))
+
+
 def test_evaluate_command(run, tmp_path, capsys):
     file, result = tmp_path / "set.npz", tmp_path / "result.json"
     xyz = np.stack([cloud(seed=i) for i in range(4)])

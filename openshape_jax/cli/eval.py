@@ -35,7 +35,12 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         action="append",
         help="e.g. modelnet40; repeatable",
     )
-    what.add_argument("--npz", metavar="FILE")
+    what.add_argument(
+        "--npz",
+        metavar="FILE",
+        help="arrays xyz (clouds, points, 3), label (clouds,), each a place in classes, and classes (names); "
+        "rgb like xyz where there is one",
+    )
     what.add_argument("--compare", metavar="DIR", nargs="+", help="folders of --output, or run directories")
     p.add_argument("--suite", help="parts, comma-separated, or all (default zero_shot)")
     p.add_argument("--seeds", type=int, default=1, metavar="N", help="draws of points (default 1)")
@@ -164,7 +169,11 @@ def _arrays(path: str) -> dict[str, Any]:
     with file:
         missing = [k for k in ("xyz", "label", "classes") if k not in file]
         if missing:
-            raise ValueError(f"{path} has no array {missing[0]!r}; it has {', '.join(file)}.")
+            lacks, has = ", ".join(missing), ", ".join(file) or "nothing"
+            raise ValueError(
+                f"{path} has no array {lacks}; it has {has}. xyz, label and classes are needed: rename or "
+                "add them (openshape eval --help)."
+            )
         try:
             return {k: file[k] for k in ("xyz", "label", "classes", "rgb") if k in file}
         except ValueError as error:
@@ -186,7 +195,6 @@ def on_file(model: Any, points: Any, label: Any, classes: list[str], up: str) ->
     for c in np.unique(label):
         chosen = np.bincount(best[label == c], minlength=len(classes))
         wrong = [f"{classes[k]} {chosen[k]}" for k in np.argsort(-chosen)[:4] if k != c and chosen[k]]
-        print(
-            f"{classes[c]:<20}{chosen[c] / chosen.sum():7.1%} of {chosen.sum():<5} also: {', '.join(wrong)}"
-        )
+        also = f" also: {', '.join(wrong)}" if wrong else ""
+        print(f"{classes[c]:<20}{chosen[c] / chosen.sum():7.1%} of {chosen.sum():<5}{also}".rstrip())
     return {**accuracy(scores, label), "num_classes": len(classes), "num_shapes": len(label)}
