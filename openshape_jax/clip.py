@@ -88,7 +88,7 @@ class Clip:
         self._mesh = mesh
         self._params = jax.device_put(params, None if mesh is None else sharding.of_state(params, mesh))
         self._find_tokenizer, self._tokenizer = tokenizer_folder, None
-        jit = runtime.jit_of_model(config.dtype)
+        jit = runtime.jit_of_model(config.dtype, mesh)
         self._text = jit(lambda params, ids: model.encode_text(config, params, ids))
         self._image = jit(lambda params, pixels: model.encode_image(config, params, pixels))
 

@@ -13,7 +13,10 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
 
 # XLA's own order of operations on CPUs lets independent ones run side by side: that gains nothing on few
 # cores and takes a third more memory (experiments/encoder_speed). Only the process-wide flag has an effect.
@@ -49,15 +52,16 @@ def prepare(cpu_devices: int = 1) -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
 
 
-def jit_of_model(dtype: str, platform: str | None = None) -> Callable[..., Any]:
+def jit_of_model(dtype: str, mesh: Mesh | None = None) -> Callable[..., Any]:
     """`jax.jit` for all programs with a model of this type, with `compiler_options`.
 
     Args:
-      platform: of the devices; None: JAX's default.
+      mesh: of the devices; None: JAX's default ones.
     """
     import jax
 
-    options = compiler_options(dtype, platform or jax.default_backend())
+    where = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    options = compiler_options(dtype, where)
     return functools.partial(jax.jit, compiler_options=options)
 
 

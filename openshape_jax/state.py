@@ -174,7 +174,7 @@ def jit_train_step(config: Config, mesh: Mesh, places: Any) -> Callable[..., Any
     Args:
       places: shardings of a state (`sharding.of_state`).
     """
-    return jit_of_model(config.model.dtype, mesh.devices.flat[0].platform)(
+    return jit_of_model(config.model.dtype, mesh)(
         make_train_step(config),
         in_shardings=(places, by_row(mesh)),
         out_shardings=(places, replicated(mesh)),

@@ -187,7 +187,7 @@ def make_embed(config: Config, mesh: jax.sharding.Mesh, places: Any = None) -> C
         xyz, rgb, count = jax.lax.with_sharding_constraint((xyz, rgb, count), rows)
         return unit(weights, *dequantize(xyz, rgb), count)
 
-    jit = runtime.jit_of_model(config.model.dtype, mesh.devices.flat[0].platform)
+    jit = runtime.jit_of_model(config.model.dtype, mesh)
     return jit(embed, in_shardings=(weights_at, rows, rows, rows), out_shardings=whole)
 
 

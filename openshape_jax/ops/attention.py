@@ -30,10 +30,15 @@ def attention(
     """
     if q.dtype in HALF and has_kernels("cuda"):
         return jax.lax.platform_dependent(q, k, v, cuda=_cudnn, default=plain)
-    if platform(q) == "cpu" and q.shape[1] >= LONG:
+    if _in_turn(q):
         columns = jnp.stack((q, k, v), 2).reshape(*q.shape[:2], -1)
-        return jnp.reshape(head_by_head(q.shape[2], columns), q.shape)
+        return head_by_head(q.shape[2], columns).reshape(q.shape)
     return plain(q, k, v)
+
+
+def _in_turn(x: Float[Array, "B T ..."]) -> bool:
+    """Whether one head is taken after the other."""
+    return platform(x) == "cpu" and x.shape[1] >= LONG
 
 
 def pairs_heads(where: str, dtype: str, heads: int, tokens: int) -> bool:
@@ -66,10 +71,12 @@ def self_attention(
     fits = qkv.dtype in HALF and width == 3 * HEAD_DIM * heads and 1 < tokens == t
     if fits and gpu_kernels(qkv):
         return _gpu(qkv)
-    if tokens == t >= LONG and platform(qkv) == "cpu":
-        return head_by_head(heads, qkv)
-    q, k, v = jnp.moveaxis(qkv[:, :tokens].reshape(b, tokens, 3, heads, -1), 2, 0)
-    out = attention(q, k, v).reshape(b, tokens, -1)
+    own = qkv[:, :tokens]
+    if _in_turn(own):
+        out = head_by_head(heads, own)
+    else:
+        q, k, v = jnp.moveaxis(own.reshape(b, tokens, 3, heads, -1), 2, 0)
+        out = attention(q, k, v).reshape(b, tokens, -1)
     return out if t == tokens else jnp.pad(out, ((0, 0), (0, t - tokens), (0, 0)))
 
 
@@ -124,8 +131,7 @@ def plain(q: Array, k: Array, v: Array) -> Array:
     return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def head_by_head(heads: int, qkv: Float[Array, "B T 3HD"]) -> Float[Array, "B T HD"]:
+def _head_by_head(heads: int, qkv: Float[Array, "B T 3HD"]) -> Float[Array, "B T HD"]:
     """The same of the columns (3, heads, D), one head at a time.
 
     A head's columns are taken from and put into the whole: heads in front would be two copies of everything.
@@ -179,6 +185,7 @@ def _backward(heads: int, kept: tuple[Array, ...], g: Array) -> tuple[Array]:
     return (jax.lax.scan(head, jnp.zeros_like(qkv), (jnp.arange(heads), log_totals))[0],)
 
 
+head_by_head = jax.custom_vjp(_head_by_head, nondiff_argnums=(0,))
 head_by_head.defvjp(_forward, _backward)
 
 
