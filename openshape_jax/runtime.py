@@ -29,7 +29,7 @@ OWN_PRODUCTS = "--xla_gpu_enable_triton_gemm"
 # and a sum or maximum behind, left to it as one, become anything up to NaN. In float32 a constant broadcast
 # into a product before a sum comes out wrong, of which no program here is known to have one.
 YNNPACK, NO_SUMS = "xla_cpu_experimental_ynn_fusion_type", "-reduce"
-PRODUCTS, SUMS = ["INDIVIDUAL_DOT", "INDIVIDUAL_CONVOLUTION"], "REDUCE"
+PRODUCTS, SUMS = ("INDIVIDUAL_DOT", "INDIVIDUAL_CONVOLUTION"), ("REDUCE",)
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's mallopt
 
 
@@ -66,16 +66,17 @@ def jit_of_model(dtype: str, mesh: Mesh | None = None) -> Callable[..., Any]:
 
 
 def compiler_options(dtype: str, platform: str) -> dict[str, str] | None:
-    """Options of `jax.jit` for a model of this type: what a CPU leaves to YNNPACK, sums in float32 only.
+    """Options of `jax.jit` for a model of this type: what a CPU leaves to YNNPACK.
 
-    There a forward pass of scaling 4 takes 4 to 10 % less time and a step 8 % (experiments/encoder_speed).
+    In float32 that is sums and no products, where Eigen's are faster; in bfloat16 products and no sums, for
+    the matrix units (experiments/encoder_speed).
     None where nothing is to be set, or the person has set it; `-reduce` alone is taken as that of `prepare`.
     """
     flags = os.environ.get("XLA_FLAGS", "").split()
     theirs = any(YNNPACK in flag and flag != f"--{YNNPACK}={NO_SUMS}" for flag in flags)
     if platform != "cpu" or not _has_ynnpack() or theirs:
         return None
-    kinds = PRODUCTS + [SUMS] if dtype == "float32" else PRODUCTS
+    kinds = SUMS if dtype == "float32" else PRODUCTS
     return {YNNPACK: ",".join(f"LIBRARY_FUSION_TYPE_{kind}" for kind in kinds)}
 
 

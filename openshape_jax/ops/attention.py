@@ -137,56 +137,54 @@ def _head_by_head(heads: int, qkv: Float[Array, "B T 3HD"]) -> Float[Array, "B T
     A head's columns are taken from and put into the whole: heads in front would be two copies of everything.
     The batch axis stays whole, so it may be split over devices.
     """
-    return _forward(heads, qkv)[0]
-
-
-def _forward(heads: int, qkv: Array) -> tuple[Array, tuple[Array, ...]]:
-    """(output, what the gradients need): the weights are not kept, only the logarithm of their sums."""
     width = qkv.shape[2] // (3 * heads)
 
-    def head(out: Array, i: Array) -> tuple[Array, Array]:
+    def head(out: Array, i: Array) -> tuple[Array, None]:
         q, k, v = (_take(qkv, width, i + part * heads) for part in range(3))
-        logits = _product(q, _turn(k)) * width**-0.5
-        top = logits.max(-1, keepdims=True)
-        weights = jnp.exp(logits - top)
-        total = weights.sum(-1, keepdims=True)
-        mixed = _product(weights.astype(v.dtype), v) / total
-        return _put(out, mixed, i), (top + jnp.log(total))[..., 0]
+        weights, total = _softmax(_product(q, _turn(k)) * width**-0.5, axis=2)
+        return _put(out, _product(weights.astype(v.dtype), v) / total, i), None
 
-    out = jnp.zeros_like(qkv[..., : heads * width])
-    out, log_totals = jax.lax.scan(head, out, jnp.arange(heads))
-    return out, (qkv, out, log_totals)
+    return jax.lax.scan(head, jnp.zeros_like(qkv[..., : heads * width]), jnp.arange(heads))[0]
 
 
-def _backward(heads: int, kept: tuple[Array, ...], g: Array) -> tuple[Array]:
-    """The gradients, as in FlashAttention (arXiv 2205.14135, appendix B.2) but for a whole head at once.
+def _softmax(logits: Float[Array, "B T T"], axis: int) -> tuple[Array, Array]:
+    """(weights, the sum along the axis by which they are still to be divided)"""
+    weights = jnp.exp(logits - logits.max(axis, keepdims=True))
+    return weights, weights.sum(axis, keepdims=True)
 
-    Everything of size (T, T) is made transposed, keys first: then no product has to turn one of them, which
-    takes a CPU as long as the product itself.
+
+def _backward(heads: int, qkv: Array, g: Array) -> tuple[Array]:
+    """The gradients from queries, keys and values alone.
+
+    The softmax is made again, its sums too: kept, they would be a second result of the forward pass, of
+    which YNNPACK then makes no single operation. Everything of size (T, T) is made transposed, keys first:
+    then no product has to turn one of them, which takes a CPU as long as the product itself.
     """
-    qkv, out, log_totals = kept
-    width = out.shape[2] // heads
+    width = g.shape[2] // heads
     scale = width**-0.5
 
-    def head(slopes: Array, now: tuple[Array, Array]) -> tuple[Array, None]:
-        i, log_total = now
-        q, k, v = (_take(qkv, width, i + part * heads) for part in range(3))
-        mixed, slope = _take(out, width, i), _take(g, width, i)
-        weights = jnp.exp(_product(k, _turn(q)) * scale - log_total[:, None, :])  # (B, keys, queries)
+    def head(columns: Array, i: Array) -> tuple[Array, None]:
+        q, k, v = (_take(columns, width, i + part * heads) for part in range(3))
+        slope = _take(g, width, i)
+        weights, total = _softmax(_product(k, _turn(q)) * scale, axis=1)  # (B, keys, queries)
+        weights = weights * (1 / total)
         dv = _product(weights.astype(g.dtype), slope)
-        inner = (slope.astype(jnp.float32) * mixed).sum(-1)[:, None, :]
-        d_logits = (weights * (_product(v, _turn(slope)) - inner) * scale).astype(q.dtype)
-        dk = _product(d_logits, q)
-        dq = _turn(_product(_turn(k), d_logits))
-        for part, slope in enumerate((dq, dk, dv)):
-            slopes = _put(slopes, slope, i + part * heads)
-        return slopes, None
+        to_weights = _product(v, _turn(slope))
+        inner = (weights * to_weights).sum(1, keepdims=True)
+        d_logits = (weights * (to_weights - inner)).astype(q.dtype)
+        dk = _product(d_logits, q) * scale
+        dq = _product(_turn(k), d_logits) * scale
+        if q.dtype == jnp.float32:  # or else XLA turns d_logits and not this; in half types that is as fast
+            dq = jax.lax.optimization_barrier(dq)
+        for part, slope in enumerate((_turn(dq), dk, dv)):  # each in the place of what it is of
+            columns = _put(columns, slope, i + part * heads)
+        return columns, None
 
-    return (jax.lax.scan(head, jnp.zeros_like(qkv), (jnp.arange(heads), log_totals))[0],)
+    return (jax.lax.scan(head, qkv, jnp.arange(heads))[0],)
 
 
 head_by_head = jax.custom_vjp(_head_by_head, nondiff_argnums=(0,))
-head_by_head.defvjp(_forward, _backward)
+head_by_head.defvjp(lambda heads, qkv: (_head_by_head(heads, qkv), qkv), _backward)
 
 
 def _take(x: Float[Array, "B T NHD"], width: int, place: Array) -> Float[Array, "B T D"]:

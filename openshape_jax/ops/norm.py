@@ -21,7 +21,7 @@ def layer_norm(
 ) -> Float[Array, "... D"]:
     """x to mean 0 and variance 1 along its last axis, times scale, plus shift: in float32, then x's type."""
     if not (where := norm_kernel(x)):
-        return plain(x, scale, shift)
+        return _without_kernel(x, scale, shift)
     return _kernel(where, False, x, None, None, scale, shift)[0]
 
 
@@ -36,7 +36,7 @@ def add_norm(
     if where := norm_kernel(x):
         return _kernel(where, True, x, branch, None if branch is None else bias, scale, shift)
     total = add(x, branch, bias)
-    return total, plain(total, scale, shift)
+    return total, _without_kernel(total, scale, shift)
 
 
 def add(x: Array, branch: Array | None, bias: Array | None = None) -> Array:
@@ -56,6 +56,41 @@ def plain(x: Array, scale: Array, shift: Array) -> Array:
     else:  # in one pass; what cancels is far below the rounding of x itself
         var = jnp.maximum(jnp.square(x32).mean(-1, keepdims=True) - jnp.square(mean), 0)
     return (centred * jax.lax.rsqrt(var + EPS) * scale + shift).astype(x.dtype)
+
+
+def _without_kernel(x: Array, scale: Array, shift: Array) -> Array:
+    single = x.dtype == jnp.float32 and platform(x) == "cpu"
+    return _single(x, scale, shift) if single else plain(x, scale, shift)
+
+
+@jax.custom_vjp
+def _single(x: Array, scale: Array, shift: Array) -> Array:
+    """`plain` in float32 on a CPU, each of its results one operation of YNNPACK's (runtime.py)."""
+    # Apart from the product behind, which YNNPACK would take with it, and is slower at.
+    return jax.lax.optimization_barrier(plain(x, scale, shift))
+
+
+def _single_backward(kept: tuple[Array, Array, Array], g: Array) -> tuple[Array, Array, Array]:
+    x, scale, shift = kept
+
+    def normed(x: Array) -> tuple[Array, Array]:
+        centred = x - x.mean(-1, keepdims=True)
+        inverse = jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + EPS)
+        return centred * inverse, inverse
+
+    # An operation of YNNPACK's has a single result: each makes the norm again. XLA would join what they have
+    # in common, and barriers around the same arrays.
+    own, slope = jax.lax.optimization_barrier((x, g))
+    to_scale = (slope * normed(own)[0]).reshape(-1, len(scale)).sum(0)
+    own, slope, factor = jax.lax.optimization_barrier((x, g, scale))
+    unit, inverse = normed(own)
+    slope = slope * factor
+    along = (slope * unit).mean(-1, keepdims=True)
+    to_x = inverse * (slope - slope.mean(-1, keepdims=True) - unit * along)
+    return to_x, to_scale.astype(scale.dtype), g.reshape(-1, len(shift)).sum(0).astype(shift.dtype)
+
+
+_single.defvjp(lambda x, scale, shift: (_single(x, scale, shift), (x, scale, shift)), _single_backward)
 
 
 def norm_kernel(x: Array) -> str | None:
