@@ -110,10 +110,15 @@ class Model:
           labels: names that the vocabulary knows ("night stand", "wooden chairs" resolve too).
 
         Raises:
-          UnknownLabel (a ValueError): lists the nearest known names. ValueError: as `embed`, or no label.
+          UnknownLabel (a ValueError): lists the nearest known names. ValueError: as `embed`, or no label,
+          or one twice.
         """
         if isinstance(labels, str) or len(labels) == 0 or not all(isinstance(n, str) for n in labels):
             raise ValueError(f"labels is {labels!r}; give a list of at least one name.")
+        if double := [name for i, name in enumerate(labels) if name in labels[:i]]:
+            raise ValueError(
+                f"labels name {double[0]!r} twice, which would share its probability: once is enough."
+            )
         probabilities = softmax(self.scores(self.embed(points, up), labels))
         return probabilities[0] if _as_clouds(points)[1] else probabilities
 

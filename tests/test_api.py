@@ -101,6 +101,8 @@ def test_bad_arguments_are_named(model):
         model.classify(cloud(), ["chiar"])
     with pytest.raises(ValueError, match="give a list"):
         model.classify(cloud(), "chair")
+    with pytest.raises(ValueError, match="'chair' twice"):
+        model.classify(cloud(), ["chair", "table", "chair"])
 
 
 def test_metadata_travels(model):
@@ -139,6 +141,8 @@ def test_classify_command_errors(run, tmp_path):
         command("classify", str(broken), "--labels", "chair", "--checkpoint", str(run))
     )
     assert "chiar" in str(command("classify", str(ok), "--labels", "chiar", "--checkpoint", str(run)))
+    gone = str(command("classify", "gone.glb", "--labels", "chair", "--checkpoint", str(run)))
+    assert gone == "error: gone.glb: No such file or directory."
     assert "holds no checkpoint" in str(
         command("classify", str(ok), "--labels", "chair", "--checkpoint", str(tmp_path))
     )

@@ -130,6 +130,8 @@ def test_files_of_another_kind_are_named(tmp_path):
     assert "torch.save(torch.load(" in refusal(path)
     path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n")
     assert "Git LFS pointer" in refusal(path)
+    path.write_bytes(b"")
+    assert "is empty" in refusal(path)
     path.write_bytes(b"<html>")
     assert "no PyTorch checkpoint: it does not begin as a zip file but with b'<html>'" in refusal(path)
     with zipfile.ZipFile(path, "w") as archive:

@@ -119,8 +119,10 @@ def test_a_training_run_of_ours(tmp_path, capsys):
     np.testing.assert_array_equal(first["encoder"]["lift"]["kernel"], second["encoder"]["lift"]["kernel"])
     for key in ("model", "text_space", "up", "colour", "trained_on", "version"):
         assert metadata[key] == train.describe(config)[key]
-    capsys.readouterr()
-    for path, kind in (("run", "training run"), ("run.pt", "PyTorch, written by openshape_jax")):
+    assert command("convert", tmp_path / "run.pt", tmp_path / "back") == 0
+    assert "left out" not in capsys.readouterr().out
+    kinds = {"run": "training run", "run.pt": "PyTorch, written by openshape_jax", "back": "converted model"}
+    for path, kind in kinds.items():
         assert command("info", tmp_path / path) == 0
         out = capsys.readouterr().out
         assert f"kind:           {kind}" in out

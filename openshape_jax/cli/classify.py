@@ -32,7 +32,6 @@ def run(args: argparse.Namespace) -> int:
       ValueError: an unreadable file, an unknown label. CheckpointError: no model there.
     """
     from openshape_jax import load, runtime
-    from openshape_jax.api import softmax
     from openshape_jax.data import vocabulary
     from openshape_jax.geometry_io import load_points
 
@@ -48,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         if not points.has_color:
             print(f"{file}: no colour; grey 0.4 is used")
         clouds.append(_with_colour(points))
-    for file, row in zip(args.files, softmax(model.scores(model.embed(clouds), labels)), strict=True):
+    for file, row in zip(args.files, model.classify(clouds, labels), strict=True):
         best = sorted(zip(row, labels, strict=True), reverse=True)[: args.top]
         print(f"{file}: " + ", ".join(f"{label} {p:.1%}" for p, label in best))
     return 0

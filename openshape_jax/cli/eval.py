@@ -41,7 +41,12 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         help="arrays xyz (clouds, points, 3), label (clouds,), each a place in classes, and classes (names); "
         "rgb like xyz where there is one",
     )
-    what.add_argument("--compare", metavar="DIR", nargs="+", help="folders of --output, or run directories")
+    what.add_argument(
+        "--compare",
+        metavar="DIR",
+        nargs="+",
+        help="folders of --output, or run directories that were evaluated",
+    )
     p.add_argument("--suite", help="parts, comma-separated, or all (default zero_shot)")
     p.add_argument("--seeds", type=int, default=1, metavar="N", help="draws of points (default 1)")
     p.add_argument("--split", default="test", help="of the data sets (default test)")

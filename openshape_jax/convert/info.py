@@ -32,7 +32,7 @@ def describe(path: str | Path) -> dict[str, Any]:
     from openshape_jax import checkpoint
 
     weights, metadata, step = checkpoint.load_weights(path)
-    kind = "converted model" if "converted_from" in metadata else "training run"
+    kind = "converted model" if "torch_layout" in metadata else "training run"
     return {"file": str(path), "kind": kind, **_facts(weights, metadata, step)}
 
 

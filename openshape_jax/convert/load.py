@@ -83,7 +83,7 @@ def interpret(
             f"note: {raw.where} is {known}: D {model.embed_dim}, {metadata['up']} up, CLIP target "
             f"{metadata['text_space']}, {model.patches} patches of radius {model.radius}"
         )
-    if raw.left_out:
+    if raw.left_out and raw.metadata is None:  # ours has the original's epoch and step for its sake alone
         note(f"note: not part of the model, left out: {', '.join(raw.left_out)}")
     metadata.update(
         log_logit_scale=log_scale,

@@ -88,6 +88,8 @@ def _check_container(path: Path, start: bytes) -> None:
             f"{path} was saved in PyTorch's old format (before 1.6), which cannot be read safely. Save it "
             f"again: {RESAVE.format(name=path.name)}"
         )
+    if not size:
+        raise ConversionError(f"{path} is empty. Download or copy it again.")
     if not zipfile.is_zipfile(path):
         if start.startswith(b"PK\x03\x04"):
             raise ConversionError(

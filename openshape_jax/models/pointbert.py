@@ -151,7 +151,9 @@ class SetAbstraction(nnx.Module):
             return centres, patch_features(grouped, layers, fused)
 
         def feature(layers, x):
-            return _mlp(x, layers, c.dtype).reshape(*x.shape[:3], -1).max(1)
+            *hidden, (kernel, shift) = layers
+            y = dense(_mlp(x, hidden, c.dtype), kernel).reshape(*x.shape[:3], -1)
+            return jax.nn.relu(y.max(1) + shift.astype(y.dtype))  # the same of the maximum as of each
 
         return centres, unchunk(_over_chunks(feature, layers, chunks()), centres.shape)
 
