@@ -110,15 +110,10 @@ class Model:
           labels: names that the vocabulary knows ("night stand", "wooden chairs" resolve too).
 
         Raises:
-          UnknownLabel (a ValueError): lists the nearest known names. ValueError: as `embed`, or no label,
-          or one twice.
+          UnknownLabel (a ValueError): lists the nearest known names. ValueError: as `embed`, no label, or two
+          that are one name.
         """
-        if isinstance(labels, str) or len(labels) == 0 or not all(isinstance(n, str) for n in labels):
-            raise ValueError(f"labels is {labels!r}; give a list of at least one name.")
-        if double := [name for i, name in enumerate(labels) if name in labels[:i]]:
-            raise ValueError(
-                f"labels name {double[0]!r} twice, which would share its probability: once is enough."
-            )
+        check_labels(labels)
         probabilities = softmax(self.scores(self.embed(points, up), labels))
         return probabilities[0] if _as_clouds(points)[1] else probabilities
 
@@ -195,6 +190,21 @@ class Model:
             *(np.resize(x[order], (self.num_points, 3)) for x in (xyz, rgb)),
             np.asarray(len(order), np.int32),
         )
+
+
+def check_labels(labels: Sequence[str]) -> None:
+    """Raises what `Encoder.classify` does of labels."""
+    if isinstance(labels, str) or len(labels) == 0 or not all(isinstance(n, str) for n in labels):
+        raise ValueError(f"labels is {labels!r}; give a list of at least one name.")
+    words, known = vocabulary.load(), {}
+    for label in labels:
+        index = words.lookup(label)
+        if index in known:
+            raise ValueError(
+                f"the labels {known[index]!r} and {label!r} are one name, {words.names[index]!r}, whose "
+                "probability would be split: give it once."
+            )
+        known[index] = label
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

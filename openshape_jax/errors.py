@@ -24,6 +24,6 @@ def explain(error: Exception) -> str | int:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         where = error.filename or error
         return f"error: the disk is full ({where}). Free some space and start the same command again."
-    if isinstance(error, OSError) and error.filename and error.strerror:
+    if isinstance(error, OSError) and error.filename and error.strerror and not error.filename2:
         return f"error: {error.filename}: {error.strerror}."
     return f"error: {error}"

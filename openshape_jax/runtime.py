@@ -27,7 +27,7 @@ IN_ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler"
 OWN_PRODUCTS = "--xla_gpu_enable_triton_gemm"
 # jaxlib 0.11.2 and 0.12.0.1 leave operations on CPUs to YNNPACK. Three products in bfloat16 with ReLU between
 # and a sum or maximum behind, left to it as one, become anything up to NaN. In float32 a constant broadcast
-# into a product before a sum comes out wrong, of which no program here is known to have one.
+# into a product before a sum comes out wrong; `ops/attention.py` takes care that its gradient has none.
 YNNPACK, NO_SUMS = "xla_cpu_experimental_ynn_fusion_type", "-reduce"
 PRODUCTS, SUMS = ("INDIVIDUAL_DOT", "INDIVIDUAL_CONVOLUTION"), ("REDUCE",)
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's mallopt
@@ -68,8 +68,8 @@ def jit_of_model(dtype: str, mesh: Mesh | None = None) -> Callable[..., Any]:
 def compiler_options(dtype: str, platform: str) -> dict[str, str] | None:
     """Options of `jax.jit` for a model of this type: what a CPU leaves to YNNPACK.
 
-    In float32 that is sums and no products, where Eigen's are faster; in bfloat16 products and no sums, for
-    the matrix units (experiments/encoder_speed).
+    In float32 that is sums, with the products right in front of them; others are Eigen's, which are faster.
+    In bfloat16 it is products and no sums, for the matrix units (experiments/encoder_speed).
     None where nothing is to be set, or the person has set it; `-reduce` alone is taken as that of `prepare`.
     """
     flags = os.environ.get("XLA_FLAGS", "").split()

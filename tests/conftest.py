@@ -42,7 +42,16 @@ from tests.small_run import small
 FIXTURE = Path(__file__).parent / "fixtures" / "openshape_pointbert_tiny.npz"
 # Longest first, so that the workers end together.
 LONG = ("train", "sharding", "recipe", "losses", "pointbert", "report", "encoder_kernels", "notebook")
-AS_USERS_COMPILE = ("pointbert", "patch_train", "clip", "convert_read", "convert_write", "ops")
+AS_USERS_COMPILE = (
+    "pointbert",
+    "patch_train",
+    "clip",
+    "convert_read",
+    "convert_write",
+    "norm",
+    "ops",
+    "runtime",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

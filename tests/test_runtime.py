@@ -1,11 +1,13 @@
 """What is settled before JAX starts."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import openshape_jax
 from openshape_jax import runtime, sharding, state, train
+from openshape_jax.ops.attention import LONG, plain, self_attention
 from tests.small_run import small
 from tests.test_clip import TRANSFORMERS
 
@@ -45,6 +47,20 @@ def test_products_before_a_maximum_are_right_with_the_options(dtype):
     got = jax.jit(chain, compiler_options=options)(x, kernels)
     wanted = chain(*jax.tree.map(lambda a: np.asarray(a, np.float32), (x, kernels)))
     np.testing.assert_allclose(np.asarray(got, np.float32), wanted, rtol=1e-4 if dtype == "float32" else 0.02)
+
+
+def test_attentions_gradient_is_right_with_the_options():
+    # The gradient of a sum is a constant broadcast: left in front of a product and a sum, it comes out wrong.
+    qkv = jax.random.normal(jax.random.key(0), (2, LONG, 3 * 3 * 16))
+
+    def slope(attend):
+        return jax.grad(lambda qkv: attend(qkv).sum())
+
+    def definition(qkv):
+        return plain(*jnp.moveaxis(qkv.reshape(2, LONG, 3, 3, 16), 2, 0))
+
+    got = runtime.jit_of_model("float32")(slope(lambda qkv: self_attention(qkv, 3, LONG)))(qkv)
+    np.testing.assert_allclose(got, slope(definition)(qkv), atol=1e-5)
 
 
 def test_all_programs_with_a_model_get_the_options(trained, monkeypatch):

@@ -29,16 +29,17 @@ def run(args: argparse.Namespace) -> int:
     """Prints a line per file and label.
 
     Raises:
-      ValueError: an unreadable file, an unknown label. CheckpointError: no model there.
+      ValueError: an unreadable file, an unknown label, two that are one name. CheckpointError: no model
+      there.
     """
     from openshape_jax import load, runtime
-    from openshape_jax.data import vocabulary
+    from openshape_jax.api import check_labels
     from openshape_jax.geometry_io import load_points
 
     labels = [label.strip() for label in args.labels.split(",") if label.strip()]
     if not labels:
         raise ValueError(f"--labels is {args.labels!r}; give comma-separated names, e.g. chair,table.")
-    vocabulary.load().encode(labels)  # an unknown label stops before any file is read
+    check_labels(labels)  # before any file is read
     runtime.prepare()
     model = load(args.checkpoint)
     clouds = []

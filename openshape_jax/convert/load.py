@@ -83,8 +83,10 @@ def interpret(
             f"note: {raw.where} is {known}: D {model.embed_dim}, {metadata['up']} up, CLIP target "
             f"{metadata['text_space']}, {model.patches} patches of radius {model.radius}"
         )
-    if raw.left_out and raw.metadata is None:  # ours has the original's epoch and step for its sake alone
-        note(f"note: not part of the model, left out: {', '.join(raw.left_out)}")
+    # A file of ours has an epoch and a step only because the original's have.
+    told = [name for name in raw.left_out if raw.metadata is None or name not in ("epoch", "step")]
+    if told:
+        note(f"note: not part of the model, left out: {', '.join(told)}")
     metadata.update(
         log_logit_scale=log_scale,
         logit_scale=math.exp(log_scale),

@@ -157,11 +157,13 @@ def _backward(heads: int, qkv: Array, g: Array) -> tuple[Array]:
     """The gradients from queries, keys and values alone.
 
     The softmax is made again, its sums too: kept, they would be a second result of the forward pass, of
-    which YNNPACK then makes no single operation. Everything of size (T, T) is made transposed, keys first:
-    then no product has to turn one of them, which takes a CPU as long as the product itself.
+    which YNNPACK then makes no single operation in float32 (in half types, and before jaxlib 0.11, that
+    gains and costs next to nothing). Everything of size (T, T) is made transposed, keys first: then no
+    product has to turn one of them, which takes a CPU as long as the product itself.
     """
     width = g.shape[2] // heads
     scale = width**-0.5
+    g = jax.lax.optimization_barrier(g)  # of a constant YNNPACK would make wrong products: see runtime.py
 
     def head(columns: Array, i: Array) -> tuple[Array, None]:
         q, k, v = (_take(columns, width, i + part * heads) for part in range(3))

@@ -48,6 +48,11 @@ def add(x: Array, branch: Array | None, bias: Array | None = None) -> Array:
 
 def plain(x: Array, scale: Array, shift: Array) -> Array:
     """The definition."""
+    return (_unit(x)[0] * scale + shift).astype(x.dtype)
+
+
+def _unit(x: Array) -> tuple[Array, Array]:
+    """(x to mean 0 and variance 1 along its last axis, by what its deviation was multiplied), float32."""
     x32 = x.astype(jnp.float32)
     mean = x32.mean(-1, keepdims=True)
     centred = x32 - mean
@@ -55,12 +60,16 @@ def plain(x: Array, scale: Array, shift: Array) -> Array:
         var = jnp.square(centred).mean(-1, keepdims=True)
     else:  # in one pass; what cancels is far below the rounding of x itself
         var = jnp.maximum(jnp.square(x32).mean(-1, keepdims=True) - jnp.square(mean), 0)
-    return (centred * jax.lax.rsqrt(var + EPS) * scale + shift).astype(x.dtype)
+    inverse = jax.lax.rsqrt(var + EPS)
+    return centred * inverse, inverse
 
 
 def _without_kernel(x: Array, scale: Array, shift: Array) -> Array:
-    single = x.dtype == jnp.float32 and platform(x) == "cpu"
-    return _single(x, scale, shift) if single else plain(x, scale, shift)
+    if x.dtype != jnp.float32 or platform(x) != "cpu":
+        return plain(x, scale, shift)
+    # Within shard_map they become each device's own, as x is: their gradients are then summed over devices.
+    scale, shift = (v + jnp.zeros_like(x, shape=v.shape) for v in (scale, shift))
+    return _single(x, scale, shift)
 
 
 @jax.custom_vjp
@@ -72,22 +81,16 @@ def _single(x: Array, scale: Array, shift: Array) -> Array:
 
 def _single_backward(kept: tuple[Array, Array, Array], g: Array) -> tuple[Array, Array, Array]:
     x, scale, shift = kept
-
-    def normed(x: Array) -> tuple[Array, Array]:
-        centred = x - x.mean(-1, keepdims=True)
-        inverse = jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + EPS)
-        return centred * inverse, inverse
-
     # An operation of YNNPACK's has a single result: each makes the norm again. XLA would join what they have
     # in common, and barriers around the same arrays.
     own, slope = jax.lax.optimization_barrier((x, g))
-    to_scale = (slope * normed(own)[0]).reshape(-1, len(scale)).sum(0)
+    to_scale = (slope * _unit(own)[0]).reshape(-1, len(scale)).sum(0)
     own, slope, factor = jax.lax.optimization_barrier((x, g, scale))
-    unit, inverse = normed(own)
+    unit, inverse = _unit(own)
     slope = slope * factor
     along = (slope * unit).mean(-1, keepdims=True)
     to_x = inverse * (slope - slope.mean(-1, keepdims=True) - unit * along)
-    return to_x, to_scale.astype(scale.dtype), g.reshape(-1, len(shift)).sum(0).astype(shift.dtype)
+    return to_x, to_scale, g.reshape(-1, len(shift)).sum(0)
 
 
 _single.defvjp(lambda x, scale, shift: (_single(x, scale, shift), (x, scale, shift)), _single_backward)
