@@ -7,6 +7,7 @@ sums are made here, from `compiled.as_text()`.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -208,13 +209,24 @@ def _same(exchange: re.Match[str]) -> str:
 def exchanged(op: Operation) -> float:
     """Bytes of the whole array of an exchange."""
     if " reduce-scatter" in op.line:
-        ways = re.search(r"replica_groups=\{\{([\d,]*)\}", op.line) or re.search(r"=\[\d+,(\d+)\]", op.line)
-        count = (ways[1].count(",") + 1 if "{{" in ways[0] else int(ways[1])) if ways else 1
-        return size(op.shape) * count
+        return size(op.shape) * _group_size(op.line)
     # What starts an exchange gives its operands too.
     return (
         largest(op.shape) if re.search(r"-start\(", op.line) and op.kind != "all-reduce" else size(op.shape)
     )
+
+
+def _group_size(line: str) -> int:
+    """Devices among which an operation exchanges, of each of the forms in which XLA writes its groups."""
+    if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", line):
+        return listed[1].count(",") + 1
+    if counted := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
+        return int(counted[1])
+    if axes := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", line):  # jaxlib 0.11 and later
+        sizes = dict(re.findall(r"'([^']+)'=(\d+)", axes[1]))
+        parts = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", axes[2])  # a part of an axis: 'data':(before)size
+        return math.prod(int(part or sizes[name]) for name, part in parts)
+    return 1
 
 
 def cycles(text: str, kernels: dict[str, float], groups: dict[str, str]) -> Cycles:

@@ -231,7 +231,8 @@ def test_blocks_need_less_memory_in_microbatches(config):
         step = jax.jit(state.make_train_step(c), donate_argnums=0)
         return step.lower(shapes, state.batch_shapes(c)).compile().memory_analysis().temp_size_in_bytes
 
-    whole, parts = (temporary(3, n) - temporary(2, n) for n in (1, 4))
+    # Of fewer blocks other memory is the most that is needed at once.
+    whole, parts = (temporary(4, n) - temporary(3, n) for n in (1, 4))
     assert parts < 0.4 * whole  # a quarter, and the gradients of the parameters
 
 
