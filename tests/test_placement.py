@@ -41,6 +41,22 @@ def test_each_device_gets_its_own_rows_of_the_sum(monkeypatch, most, steps, fsdp
     assert [hlo.exchanged(op) / (24 * 5 * 4) for op in sums] == [1, 1 / steps[0]][: len(steps)]
 
 
+@pytest.mark.parametrize(
+    "groups",
+    [
+        "{{0,1,2,3}}",
+        "{{0,1,2,3},{4,5,6,7}}",
+        "[2,4]<=[8]",
+        "mesh['a'=2,'b'=4] {'b'}",
+        "mesh['a'=8] {'a':(2)4}",
+    ],
+)
+def test_a_scatter_is_counted_with_what_all_of_a_group_give(groups):
+    line = f"  ROOT %r = f32[3,5]{{1,0}} reduce-scatter(%x), replica_groups={groups}, dimensions={{0}}"
+    [op] = hlo.operations("ENTRY %main () -> f32[3,5] {\n" + line + "\n}\n")
+    assert hlo.exchanged(op) == 3 * 5 * 4 * 4
+
+
 @pytest.mark.parametrize("most", [16, 4])
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.int32, np.bool_])
 def test_gathered_rows_are_what_was_sent(monkeypatch, kind, most):
