@@ -193,7 +193,7 @@ class Model:
 
 
 def check_labels(labels: Sequence[str]) -> None:
-    """Raises what `Encoder.classify` does of labels."""
+    """Raises what `Model.classify` does of labels."""
     if isinstance(labels, str) or len(labels) == 0 or not all(isinstance(n, str) for n in labels):
         raise ValueError(f"labels is {labels!r}; give a list of at least one name.")
     words, known = vocabulary.load(), {}

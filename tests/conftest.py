@@ -21,8 +21,9 @@ os.environ["XLA_FLAGS"] = " ".join(
 # Compiling is most of the suite's time. What one test compiles, no other test, worker or command that it
 # starts compiles again: all share a cache of this run of pytest alone, of all that takes longer than its
 # entry's writing. And XLA optimises little, to the same operations in slower programs, for all but the files
-# whose numbers are compared with another implementation's (AS_USERS_COMPILE; jaxlib 0.10.2 so made a NaN of a
-# variance's gradient in one of them). Nothing but this and the emitters differs from what users run.
+# whose numbers are compared with another implementation's, or depend on what XLA makes of a form
+# (AS_USERS_COMPILE; jaxlib 0.10.2 so made a NaN of a variance's gradient in one of them). Nothing
+# but this and the emitters differs from what users run.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
